@@ -1,0 +1,14 @@
+"""The operations that models are made of, each with a forward and a backward.
+
+`reference` is the NumPy that people read, one op a file, its derivation on top; `Fast` is
+the same names over the C++ kernels. A model takes either as its `ops` argument.
+
+Letters, for the whole project:
+    B batch   T time (queries)   S keys, past and present   C channels
+    H query heads   K key/value heads   D head size   F hidden size of the MLP
+    V vocabulary   L layers   I, O a linear layer's inputs and outputs
+
+Contract: `y, saved = x_forward(...)`, `dx = x_backward(dy, saved, dw, ...)`. Gradients of
+weights are added to arrays that the caller gives; gradients of activations are returned.
+The table of all ops stands in docs/design.md.
+"""
