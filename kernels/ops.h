@@ -1,0 +1,118 @@
+// Every kernel: its shapes, and what it writes. Included once per instruction set (TENARAI_ISA).
+//
+// Letters as in src/tenarai/ops/__init__.py; M stands for all leading dims together. Arrays are
+// float32, contiguous, row-major, and do not overlap unless a line says they may. A pointer
+// marked "or null" leaves that part out. Outputs are written whole; those marked += are added to.
+#pragma once
+
+#include <cstdint>
+
+#include "threads.h"
+
+namespace tenarai {
+
+// Strides in floats of a (B, T, H, D) array whose last dim is contiguous.
+struct Strides {
+  int64_t b, t, h;
+};
+
+struct AttentionShape {
+  int64_t B, T, S, H, K, D;  // H a multiple of K; query t sees keys s <= t + S - T where causal
+  float scale;
+  bool causal;
+};
+
+enum class Gelu : int { none = 0, tanh = 1, erf = 2 };
+
+namespace TENARAI_ISA {
+
+// linear.cc. y (M, O) = f(x) (M, I) · w (O, I)ᵀ + b (O) or null + residual (M, O) or null, where
+// f is GELU or nothing. y may be residual.
+void linear_forward(Pool&, float* y, const float* x, const float* w, const float* b,
+                    const float* residual, int64_t M, int64_t I, int64_t O, Gelu);
+// dx (M, I) or null = dy (M, O) · w, times f'(x) where f is GELU; dw (O, I) or null += dyᵀ · f(x);
+// db (O) or null += the sum of dy over M. x is not read where dw is null and f is nothing.
+void linear_backward(Pool&, float* dx, float* dw, float* db, const float* dy, const float* x,
+                     const float* w, int64_t M, int64_t I, int64_t O, Gelu);
+
+// norm.cc. mean, rstd (M) are kept for the backward. dresidual (M, C) or null is added into dx
+// and may be dx.
+void layer_norm_forward(Pool&, float* y, float* mean, float* rstd, const float* x, const float* w,
+                        const float* b, int64_t M, int64_t C, float eps);
+void layer_norm_backward(Pool&, float* dx, float* dw /*+=*/, float* db /*+=*/, const float* dy,
+                         const float* dresidual, const float* x, const float* w, const float* mean,
+                         const float* rstd, int64_t M, int64_t C);
+void rms_norm_forward(Pool&, float* y, float* rstd, const float* x, const float* w, int64_t M,
+                      int64_t C, float eps);
+void rms_norm_backward(Pool&, float* dx, float* dw /*+=*/, const float* dy, const float* dresidual,
+                       const float* x, const float* w, const float* rstd, int64_t M, int64_t C);
+
+// activation.cc, over n elements; y may be x, dx may be dy.
+void gelu_forward(Pool&, float* y, const float* x, int64_t n, Gelu);
+void gelu_backward(Pool&, float* dx, const float* dy, const float* x, int64_t n, Gelu);
+void silu_forward(Pool&, float* y, const float* x, int64_t n);
+void silu_backward(Pool&, float* dx, const float* dy, const float* x, int64_t n);
+void swiglu_forward(Pool&, float* y, const float* gate, const float* up, int64_t n);
+void swiglu_backward(Pool&, float* dgate, float* dup, const float* dy, const float* gate,
+                     const float* up, int64_t n);
+void add(Pool&, float* y, const float* a, const float* b, int64_t n);  // y may be a or b
+
+// embedding.cc. x (B, T, C) = wte (V, C)[tokens (B, T)] + wpe (.., C)[start + t] or null.
+// Every token is in [0, V): the caller has looked.
+void embedding_forward(Pool&, float* x, const int32_t* tokens, const float* wte, const float* wpe,
+                       int64_t B, int64_t T, int64_t C, int64_t start);
+void embedding_backward(Pool&, float* dwte /*+=*/, float* dwpe /*+=, or null*/, const float* dx,
+                        const int32_t* tokens, int64_t B, int64_t T, int64_t C, int64_t start);
+
+// rope.cc. cos, sin (T, D/2). Pairs i with i + D/2, or where `adjacent` 2i with 2i + 1; the
+// backward is the rotation the other way. y may be x where the strides are the same.
+void rope(Pool&, float* y, const float* x, const float* cos, const float* sin, int64_t B, int64_t T,
+          int64_t H, int64_t D, Strides y_strides, Strides x_strides, bool adjacent, bool backward);
+
+// attention.cc. q, y, dq, dy (B, T, H, D); k, v, dk, dv (B, S, K, D); lse (B, H, T).
+struct AttentionForward {
+  float* y;
+  float* lse;
+  const float *q, *k, *v;
+  Strides ys, qs, ks, vs;
+};
+struct AttentionBackward {
+  float *dq, *dk, *dv;
+  const float *dy, *q, *k, *v, *y, *lse;
+  Strides dqs, dks, dvs, dys, qs, ks, vs, ys;
+};
+void attention_forward(Pool&, const AttentionForward&, const AttentionShape&);
+void attention_backward(Pool&, const AttentionBackward&, const AttentionShape&);
+
+// cross_entropy.cc. Rows of logits (M, V) against targets (M), negative ones ignored. Returns the
+// sum of the losses of the rows that count. Where `scale` is not 0, logits become their own
+// gradient, scale · (softmax − onehot), zero in ignored rows; where it is 0 they are only read.
+double cross_entropy(Pool&, float* logits, const int32_t* targets, int64_t M, int64_t V,
+                     float scale);
+
+// dropout.cc. y[i] = x[i] · scale where the counted random number (seed, counter + i) is at least
+// threshold, else 0. y may be x.
+void dropout(Pool&, float* y, const float* x, int64_t n, uint32_t threshold, float scale,
+             uint64_t seed, uint64_t counter);
+
+// optim.cc
+struct AdamW {
+  float lr, beta1, beta2, eps, weight_decay;
+  float correction1, correction2;  // 1 - beta1^step, 1 - beta2^step
+  float grad_scale;                // g is multiplied by it first
+};
+void adamw_step(Pool&, float* p, const float* g, float* m, float* v, int64_t n, const AdamW&);
+double square_sum(Pool&, const float* x, int64_t n);
+
+}  // namespace TENARAI_ISA
+}  // namespace tenarai
+
+// Their names, for the table (dispatch.h) and whoever goes through all of them.
+#define TENARAI_KERNELS(X)                                                                     \
+  X(linear_forward) X(linear_backward)                                                         \
+  X(layer_norm_forward) X(layer_norm_backward) X(rms_norm_forward) X(rms_norm_backward)        \
+  X(gelu_forward) X(gelu_backward) X(silu_forward) X(silu_backward)                            \
+  X(swiglu_forward) X(swiglu_backward) X(add)                                                  \
+  X(embedding_forward) X(embedding_backward) X(rope)                                           \
+  X(attention_forward) X(attention_backward) X(cross_entropy) X(dropout)                       \
+  X(adamw_step) X(square_sum)

@@ -1,0 +1,52 @@
+// One pool of threads for every kernel. Work is divided by a fixed partition, never taken from
+// a queue, so the same thread count gives the same bits. Workers spin for some 100 µs after a
+// job, because the next one usually comes at once, and sleep after that.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace tenarai {
+
+struct Range {
+  int64_t begin, end;
+};
+
+// Part `index` of `parts` of [0, n), in whole multiples of `grain` but for the last.
+static inline Range split(int64_t n, int64_t parts, int64_t index, int64_t grain = 1) {
+  const int64_t blocks = (n + grain - 1) / grain;
+  const int64_t begin = blocks * index / parts * grain;
+  const int64_t end = blocks * (index + 1) / parts * grain;
+  return {begin < n ? begin : n, end < n ? end : n};
+}
+
+class Pool {
+ public:
+  explicit Pool(int threads);
+  ~Pool();
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  int threads() const { return threads_; }
+
+  // Calls work(context, thread) once for each thread 0 .. threads-1 (0 is the caller's own) and
+  // returns when all have returned. Not to be nested.
+  void run(void (*work)(void*, int), void* context);
+
+  // Memory of thread `thread`'s own, 64-byte aligned, kept from call to call. A second call may
+  // move it: take everything that a kernel needs in one.
+  void* scratch(int thread, size_t bytes);
+
+ private:
+  struct State;
+  int threads_;
+  State* state_;
+};
+
+// parallel(pool, [&](int thread) { ... })
+template <class F>
+static inline void parallel(Pool& pool, F&& f) {
+  pool.run([](void* context, int thread) { (*static_cast<F*>(context))(thread); }, &f);
+}
+
+}  // namespace tenarai
