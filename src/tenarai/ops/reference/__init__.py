@@ -1,0 +1,56 @@
+"""The reference ops: plain NumPy in float32, float64 and complex128, written to be read.
+
+This module itself serves as the `ops` argument of a model. Letters and contract stand in
+`tenarai.ops`, the table of all ops in docs/design.md. The code stays analytic, so that a
+gradient can be checked by the complex step: maxima are taken of the real part, there is no abs
+and no conj, masks are applied by `where`.
+"""
+
+from .attention import attention_backward, attention_forward
+from .cross_entropy import cross_entropy_backward, cross_entropy_forward
+from .dropout import dropout_backward, dropout_forward
+from .embedding import embedding_backward, embedding_forward
+from .gelu import gelu_backward, gelu_forward
+from .gelu_linear import gelu_linear_backward, gelu_linear_forward
+from .layer_norm import layer_norm_backward, layer_norm_forward
+from .linear import linear_backward, linear_forward
+from .linear_cross_entropy import linear_cross_entropy_backward, linear_cross_entropy_forward
+from .optim import adamw_step, square_sum
+from .residual import residual_backward, residual_forward
+from .rms_norm import rms_norm_backward, rms_norm_forward
+from .rope import rope_backward, rope_forward
+from .silu import silu_backward, silu_forward
+from .swiglu import swiglu_backward, swiglu_forward
+
+__all__ = [
+    "adamw_step",
+    "attention_backward",
+    "attention_forward",
+    "cross_entropy_backward",
+    "cross_entropy_forward",
+    "dropout_backward",
+    "dropout_forward",
+    "embedding_backward",
+    "embedding_forward",
+    "gelu_backward",
+    "gelu_forward",
+    "gelu_linear_backward",
+    "gelu_linear_forward",
+    "layer_norm_backward",
+    "layer_norm_forward",
+    "linear_backward",
+    "linear_cross_entropy_backward",
+    "linear_cross_entropy_forward",
+    "linear_forward",
+    "residual_backward",
+    "residual_forward",
+    "rms_norm_backward",
+    "rms_norm_forward",
+    "rope_backward",
+    "rope_forward",
+    "silu_backward",
+    "silu_forward",
+    "square_sum",
+    "swiglu_backward",
+    "swiglu_forward",
+]
