@@ -16,6 +16,7 @@ import os
 import platform
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -69,8 +70,13 @@ def atomic_write(
     if mode not in ("wb", "w"):
         raise ValueError(f'mode is "wb" or "w", not {mode!r}')
     target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise WriteError(path, IsADirectoryError(errno.EISDIR, "is a directory"))
+    try:
+        if stat.S_ISDIR(target.stat().st_mode):
+            raise IsADirectoryError(errno.EISDIR, "is a directory")
+    except FileNotFoundError:
+        pass  # nothing to replace; whether its folder is there, opening will tell
+    except OSError as error:
+        raise WriteError(path, error) from error
     _remove_stale(target)
     temporary = target.with_name(f"{_prefix(target)}{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
