@@ -12,3 +12,9 @@ Contract: `y, saved = x_forward(...)`, `dx = x_backward(dy, saved, dw, ...)`. Gr
 weights are added to arrays that the caller gives; gradients of activations are returned.
 The table of all ops stands in docs/design.md.
 """
+
+from . import reference
+from .arena import Arena
+from .fast import Fast
+
+__all__ = ["Arena", "Fast", "reference"]

@@ -6,6 +6,8 @@ gradient can be checked by the complex step: maxima are taken of the real part, 
 and no conj, masks are applied by `where`.
 """
 
+from numpy import empty_like
+
 from .attention import attention_backward, attention_forward
 from .cross_entropy import cross_entropy_backward, cross_entropy_forward
 from .dropout import dropout_backward, dropout_forward
@@ -32,6 +34,7 @@ __all__ = [
     "dropout_forward",
     "embedding_backward",
     "embedding_forward",
+    "empty_like",
     "gelu_backward",
     "gelu_forward",
     "gelu_linear_backward",

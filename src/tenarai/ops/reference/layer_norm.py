@@ -27,7 +27,7 @@ from .common import Array, Saved, place
 
 
 def layer_norm_forward(
-    x: Array, w: Array, b: Array, *, eps: float = 1e-5, out: Array | None = None
+    x: Array, w: Array, b: Array | None = None, *, eps: float = 1e-5, out: Array | None = None
 ) -> tuple[Array, Saved]:
     """y = (x - mean) / sqrt(variance + eps) · w + b. x, y (..., C), w, b (C,)."""
     mean = x.mean(axis=-1, keepdims=True)  # (..., 1)
@@ -35,7 +35,7 @@ def layer_norm_forward(
     variance = (centred * centred).mean(axis=-1, keepdims=True)  # (..., 1); np.var has an abs
     rstd = 1 / np.sqrt(variance + eps)  # (..., 1)
     normed = centred * rstd  # (..., C)
-    y = normed * w + b  # (..., C)
+    y = normed * w if b is None else normed * w + b  # (..., C)
     return place(y, out), (x, w, mean, rstd)
 
 
@@ -43,7 +43,7 @@ def layer_norm_backward(
     dy: Array,
     saved: Saved,
     dw: Array,
-    db: Array,
+    db: Array | None = None,
     dresidual: Array | None = None,
     *,
     out: Array | None = None,
@@ -52,7 +52,8 @@ def layer_norm_backward(
     x, w, mean, rstd = saved
     rows = tuple(range(x.ndim - 1))
     normed = (x - mean) * rstd  # (..., C), recomputed
-    db += dy.sum(axis=rows)  # (C,)
+    if db is not None:
+        db += dy.sum(axis=rows)  # (C,)
     dw += (dy * normed).sum(axis=rows)  # (C,)
     dnormed = dy * w  # (..., C)
     along_ones = dnormed.mean(axis=-1, keepdims=True)  # (..., 1)

@@ -1,0 +1,99 @@
+"""The weights of a model: named once, in one table, kept in one flat buffer.
+
+A model's table is a tuple of `Param`. From it everything else follows: allocation,
+initialisation, which weights decay, and what they are called in other programs' files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+ALIGN = 16  # float32s: each weight begins on a 64-byte boundary
+
+
+@dataclass(frozen=True)
+class Param:
+    """One weight.
+
+    Drawn from a normal distribution of `mean` and `std` (0 gives the mean itself). `hf` is its
+    name in Hugging Face's files, `hf_transposed` whether they hold it (I, O) where we hold (O, I).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    std: float
+    mean: float = 0.0
+    decay: bool = False
+    hf: str = ""
+    hf_transposed: bool = False
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+
+class Weights(Mapping[str, np.ndarray]):
+    """A value for each weight of a table: views by name into `flat`.
+
+    `flat` holds the weights that decay first: `flat[:decayed]` is theirs, so that an optimiser
+    makes two calls. Gradients and optimiser states are `Weights` of the same table.
+    Unused places between weights are zero and stay zero.
+    """
+
+    def __init__(self, table: Sequence[Param], dtype: np.dtype | type = np.float32):
+        self.table = tuple(table)
+        ordered = sorted(self.table, key=lambda param: not param.decay)  # stable
+        offsets, end, self.decayed = {}, 0, 0
+        for param in ordered:
+            offsets[param.name] = end
+            end += -(-param.size // ALIGN) * ALIGN
+            if param.decay:
+                self.decayed = end
+        if len(offsets) != len(self.table):
+            raise ValueError("two weights of one table have the same name")
+        self.flat = np.zeros(end, dtype)
+        self._views = {
+            p.name: self.flat[offsets[p.name] : offsets[p.name] + p.size].reshape(p.shape)
+            for p in self.table
+        }
+        self._scopes: dict[str, dict[str, np.ndarray]] = {}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._views[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def scope(self, prefix: str) -> dict[str, np.ndarray]:
+        """The weights whose names begin with `prefix`, by the rest of their names."""
+        if prefix not in self._scopes:
+            n = len(prefix)
+            self._scopes[prefix] = {
+                k[n:]: v for k, v in self._views.items() if k.startswith(prefix)
+            }
+        return self._scopes[prefix]
+
+    def initialise(self, seed: int) -> Weights:
+        """Draws every weight; one does not depend on which others the table has before it."""
+        for index, param in enumerate(self.table):
+            view = self[param.name]
+            view[...] = param.mean
+            if param.std:
+                random = np.random.Generator(np.random.Philox(key=[seed, index]))
+                view += param.std * random.standard_normal(param.shape, np.float32)
+        return self
+
+    def zero(self) -> None:
+        self.flat[...] = 0
+
+    @property
+    def count(self) -> int:
+        """How many numbers the weights hold, places between them not counted."""
+        return sum(param.size for param in self.table)

@@ -1,0 +1,270 @@
+"""The ops over the C++ kernels: the reference's names, arguments and order, in float32.
+
+An op here shapes its arrays and calls one kernel; what a kernel computes stands in kernels/ops.h,
+why it is so in the reference op of the same name.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from ..errors import TenaraiError
+from .arena import Arena
+
+try:
+    from .. import _kernels
+except ImportError as missing:  # e.g. run from a source tree that was never built
+    _kernels = None
+    _why_missing = str(missing)
+
+Array = np.ndarray
+
+# Logits held at a time by linear_cross_entropy. Larger blocks read the weights less often,
+# smaller ones hold less memory.
+LOGITS_BYTES = 112 << 20
+
+
+def available_isas() -> list[str]:
+    """Instruction sets of this build that this CPU runs, the best last."""
+    return _compiled().available_isas()
+
+
+def default_threads() -> int:
+    """The cores that this process may use."""
+    try:
+        return max(1, len(os.sched_getaffinity(0)))
+    except AttributeError:  # not on macOS or Windows
+        return os.cpu_count() or 1
+
+
+def _compiled() -> Any:
+    if _kernels is None:
+        raise TenaraiError(
+            f"the compiled core of tenarai is missing ({_why_missing}). Install a wheel, or build "
+            "it where a C++17 compiler is (g++ 12 or clang 15): pip install --force-reinstall "
+            "--no-deps . in the source folder"
+        )
+    return _kernels
+
+
+class Fast:
+    """Ops on `threads` threads with the instruction set `isa` (the CPU's best by default).
+
+    Results are the same bits for the same thread count and instruction set. With an arena,
+    activations come from it. Not for two Python threads at once.
+    """
+
+    def __init__(
+        self, threads: int | None = None, isa: str | None = None, arena: Arena | None = None
+    ):
+        self.machine = _compiled().Machine(isa, threads or default_threads())
+        self.arena = arena or Arena()
+
+    @property
+    def isa(self) -> str:
+        return self.machine.isa
+
+    @property
+    def threads(self) -> int:
+        return self.machine.threads
+
+    def _run(self, kernel: str, *args: Any) -> float:
+        return 0.0 if self.arena.dry else getattr(self.machine, kernel)(*args)
+
+    def _new(self, *shape: int) -> Array:
+        return self.arena.empty(shape)
+
+    def empty_like(self, x: Array) -> Array:
+        return self._new(*x.shape)
+
+    # Linear layers
+
+    def linear_forward(self, x, w, b=None, residual=None, *, out=None):
+        return self._linear_forward(x, w, b, residual, "off", out)
+
+    def linear_backward(self, dy, saved, dw, db=None, *, out=None):
+        return self._linear_backward(dy, saved, dw, db, out)
+
+    def gelu_linear_forward(self, x, w, b=None, residual=None, *, approximate="tanh", out=None):
+        return self._linear_forward(x, w, b, residual, approximate, out)
+
+    def gelu_linear_backward(self, dy, saved, dw, db=None, *, out=None):
+        return self._linear_backward(dy, saved, dw, db, out)
+
+    def _linear_forward(self, x, w, b, residual, gelu, out):
+        y = self._new(*x.shape[:-1], w.shape[0]) if out is None else out  # (..., O)
+        self._run("linear_forward", y, x, w, b, residual, gelu)
+        return y, (x, w, gelu)
+
+    def _linear_backward(self, dy, saved, dw, db, out):
+        x, w, gelu = saved
+        dx = self.empty_like(x) if out is None else out  # (..., I)
+        self._run("linear_backward", dx, dw, db, dy, x, w, gelu)
+        return dx
+
+    # Activations
+
+    def gelu_forward(self, x, *, approximate="tanh", out=None):
+        y = self.empty_like(x) if out is None else out
+        self._run("gelu_forward", y, x, approximate)
+        return y, (x, approximate)
+
+    def gelu_backward(self, dy, saved, *, out=None):
+        x, approximate = saved
+        dx = self.empty_like(x) if out is None else out
+        self._run("gelu_backward", dx, dy, x, approximate)
+        return dx
+
+    def silu_forward(self, x, *, out=None):
+        y = self.empty_like(x) if out is None else out
+        self._run("silu_forward", y, x)
+        return y, (x,)
+
+    def silu_backward(self, dy, saved, *, out=None):
+        (x,) = saved
+        dx = self.empty_like(x) if out is None else out
+        self._run("silu_backward", dx, dy, x)
+        return dx
+
+    def swiglu_forward(self, gate, up, *, out=None):
+        y = self.empty_like(gate) if out is None else out
+        self._run("swiglu_forward", y, gate, up)
+        return y, (gate, up)
+
+    def swiglu_backward(self, dy, saved, *, out=None):
+        gate, up = saved
+        dgate, dup = (self.empty_like(gate), self.empty_like(up)) if out is None else out
+        self._run("swiglu_backward", dgate, dup, dy, gate, up)
+        return dgate, dup
+
+    def residual_forward(self, x, y, *, out=None):
+        z = self.empty_like(x) if out is None else out
+        self._run("add", z, x, y)
+        return z, ()
+
+    def residual_backward(self, dy, saved):
+        return dy, dy
+
+    def dropout_forward(self, x, p, seed, counter, *, out=None):
+        y = self.empty_like(x) if out is None else out
+        saved = (int(p * 2**32), 1 / (1 - p), seed, counter)
+        self._run("dropout", y, x, *saved)
+        return y, saved
+
+    def dropout_backward(self, dy, saved, *, out=None):
+        dx = self.empty_like(dy) if out is None else out
+        self._run("dropout", dx, dy, *saved)
+        return dx
+
+    # Embedding and norms
+
+    def embedding_forward(self, tokens, wte, wpe=None, *, start=0, out=None):
+        x = self._new(*tokens.shape, wte.shape[1]) if out is None else out  # (B, T, C)
+        self._run("embedding_forward", x, tokens, wte, wpe, start)
+        return x, (tokens, start)
+
+    def embedding_backward(self, dx, saved, dwte, dwpe=None):
+        tokens, start = saved
+        self._run("embedding_backward", dwte, dwpe, dx, tokens, start)
+
+    def layer_norm_forward(self, x, w, b=None, *, eps=1e-5, out=None):
+        y = self.empty_like(x) if out is None else out
+        mean, rstd = self._new(*x.shape[:-1]), self._new(*x.shape[:-1])
+        self._run("layer_norm_forward", y, mean, rstd, x, w, b, eps)
+        return y, (x, w, mean, rstd)
+
+    def layer_norm_backward(self, dy, saved, dw, db=None, dresidual=None, *, out=None):
+        x, w, mean, rstd = saved
+        dx = self.empty_like(x) if out is None else out
+        self._run("layer_norm_backward", dx, dw, db, dy, dresidual, x, w, mean, rstd)
+        return dx
+
+    def rms_norm_forward(self, x, w, *, eps=1e-5, out=None):
+        y = self.empty_like(x) if out is None else out
+        rstd = self._new(*x.shape[:-1])
+        self._run("rms_norm_forward", y, rstd, x, w, eps)
+        return y, (x, w, rstd)
+
+    def rms_norm_backward(self, dy, saved, dw, dresidual=None, *, out=None):
+        x, w, rstd = saved
+        dx = self.empty_like(x) if out is None else out
+        self._run("rms_norm_backward", dx, dw, dy, dresidual, x, w, rstd)
+        return dx
+
+    # Attention
+
+    def rope_forward(self, x, cos, sin, *, pairing="half", out=None):
+        y = self._new(*x.shape) if out is None else out
+        self._run("rope", y, x, cos, sin, pairing == "adjacent", False)
+        return y, (cos, sin, pairing)
+
+    def rope_backward(self, dy, saved, *, out=None):
+        cos, sin, pairing = saved
+        dx = self._new(*dy.shape) if out is None else out
+        self._run("rope", dx, dy, cos, sin, pairing == "adjacent", True)
+        return dx
+
+    def attention_forward(self, q, k, v, *, scale=None, causal=True, out=None):
+        B, T, H, D = q.shape
+        scale = D**-0.5 if scale is None else scale
+        y = self._new(B, T, H, D) if out is None else out
+        lse = self._new(B, H, T)
+        self._run("attention_forward", y, lse, q, k, v, scale, causal)
+        return y, (q, k, v, y, lse, scale, causal)
+
+    def attention_backward(self, dy, saved, *, out=None):
+        q, k, v, y, lse, scale, causal = saved
+        if out is None:
+            out = (self.empty_like(q), self.empty_like(k), self.empty_like(v))
+        self._run("attention_backward", *out, dy, q, k, v, y, lse, scale, causal)
+        return out
+
+    # Loss
+
+    def cross_entropy_forward(self, logits, targets):
+        dlogits = self.empty_like(logits)  # the gradient at dloss = 1
+        count = max(1, int(np.count_nonzero(targets >= 0)))
+        if not self.arena.dry:
+            dlogits[...] = logits
+        loss = self._run("cross_entropy", dlogits, targets, 1 / count)
+        return loss / count, (dlogits,)
+
+    def cross_entropy_backward(self, dloss, saved, *, out=None):
+        (dlogits,) = saved
+        dx = self.empty_like(dlogits) if out is None else out
+        if not self.arena.dry:
+            np.multiply(dlogits, np.float32(dloss), out=dx)
+        return dx
+
+    def linear_cross_entropy_forward(self, x, w, targets, dw=None, dloss=1.0):
+        V, C = w.shape
+        rows, targets = x.reshape(-1, C), targets.reshape(-1)  # (M, C), (M,)
+        count = max(1, int(np.count_nonzero(targets >= 0)))
+        scale = dloss / count if dw is not None else 0.0
+        dx = self.empty_like(x) if dw is not None else None
+        step = max(1, min(len(rows), LOGITS_BYTES // (4 * V) // 64 * 64))
+        logits = self._new(step, V)
+        loss = 0.0
+        for i in range(0, len(rows), step):
+            block, targets_block = rows[i : i + step], targets[i : i + step]
+            dlogits = logits[: len(block)]
+            self._run("linear_forward", dlogits, block, w, None, None, "off")
+            loss += self._run("cross_entropy", dlogits, targets_block, scale)
+            if dx is not None:
+                dblock = dx.reshape(-1, C)[i : i + step]
+                self._run("linear_backward", dblock, dw, None, dlogits, block, w, "off")
+        return loss / count, dx
+
+    def linear_cross_entropy_backward(self, saved):
+        return saved
+
+    # Optimiser, in place over flat arrays
+
+    def adamw_step(self, p, g, m, v, *, lr, beta1, beta2, eps, weight_decay, step, grad_scale):
+        self._run("adamw_step", p, g, m, v, lr, beta1, beta2, eps, weight_decay, step, grad_scale)
+
+    def square_sum(self, g) -> float:
+        return self._run("square_sum", g)
