@@ -1,0 +1,23 @@
+"""Fixtures that several test files use."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of large texts and vocabularies beside the repository, or a skip."""
+    path = ROOT.parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("needs the texts and vocabularies of ../shared/data, which are not here")
+    return path
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers, the same at every run."""
+    return np.random.default_rng(20240229)
