@@ -1,0 +1,1 @@
+"""Training: the schedule, the optimiser, the loop, and what it shows and keeps."""
