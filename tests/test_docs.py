@@ -1,0 +1,162 @@
+"""The pages that people read: their code runs and prints what they say, their links lead on."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from doc_pages import ROOT, blocks, broken_links, pages, run, same_code
+
+PAGES = pages()
+TWINS = [p for p in PAGES if p.name.endswith(".ja.md")]
+NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def english(page: Path) -> Path:
+    return page.with_name(page.name.removesuffix(".ja.md") + ".md")
+
+
+def check_code(page: Path) -> None:
+    for block, printed in run(page):
+        where = f"{page.name}, line {block.line}"
+        assert not printed or block.output, (
+            f"{where}: prints, but no text block follows:\n{printed}"
+        )
+        if block.output:
+            assert printed == block.output.text, f"{where}: prints other than what stands below it"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_code_prints_what_the_page_says(page: Path) -> None:
+    check_code(page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_code_is_not_wider_than_the_projects(page: Path) -> None:
+    for block in blocks(page.read_text("utf-8")):
+        if block.lang == "python":
+            for i, line in enumerate(block.text.splitlines(), block.line + 1):
+                assert len(line) <= 100, f"{name(page)}, line {i}: {len(line)} characters"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_and_pictures_exist(page: Path) -> None:
+    assert not broken_links(page)
+
+
+@pytest.mark.parametrize("page", TWINS, ids=name)
+def test_both_languages_have_the_same_code_and_numbers(page: Path) -> None:
+    ja, en = (blocks(p.read_text("utf-8")) for p in (page, english(page)))
+    assert [b.lang for b in ja] == [b.lang for b in en]
+    for mine, theirs in zip(ja, en, strict=True):
+        where = f"{name(page)}, line {mine.line}, and line {theirs.line} in English"
+        if mine.lang == "python":
+            assert same_code(mine.text) == same_code(theirs.text), where
+        else:
+            assert NUMBER.findall(mine.text) == NUMBER.findall(theirs.text), where
+
+
+def test_attention_backward_stands_in_both_languages() -> None:
+    for page in ("attention-backward.md", "attention-backward.ja.md"):
+        path = ROOT / "docs" / page
+        assert path in PAGES
+        assert sum(b.runs and b.output is not None for b in blocks(path.read_text("utf-8"))) > 10
+
+
+def test_pictures_are_what_their_script_draws() -> None:
+    script = ROOT / "docs" / "pictures" / "draw.py"
+    spec = importlib.util.spec_from_file_location("draw", script)
+    assert spec and spec.loader
+    draw = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(draw)
+    for picture, make in draw.PICTURES.items():
+        assert (script.parent / f"{picture}.svg").read_text("utf-8") == make(), (
+            f"{picture}.svg is not what draw.py draws: run python docs/pictures/draw.py"
+        )
+
+
+# The checks themselves: each must fail on a page that is wrong.
+
+PAGE = """# Title one
+
+```python
+x = 1 + 1
+assert x == 2  # holds
+print("x =", x)
+```
+
+```text
+x = 2
+```
+
+[up](#title-one) [self](page.md#title-one) [web](https://example.org/nowhere) `[code](gone)`
+![picture](picture.svg)
+
+[named]: page.md
+
+<!-- not run: it would take an hour -->
+```python
+raise SystemExit
+```
+"""
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    (tmp_path / "picture.svg").write_text("<svg/>")
+    (tmp_path / "page.md").write_text(PAGE)
+    return tmp_path / "page.md"
+
+
+def test_a_right_page_passes(page: Path) -> None:
+    check_code(page)
+    assert broken_links(page, page.parent) == []
+
+
+@pytest.mark.parametrize(
+    "right, wrong",
+    [
+        ("x = 2\n```\n\n[up]", "x = 3\n```\n\n[up]"),  # another digit in the output
+        ("x = 2\n```\n\n[up]", "x = 2\ny = 3\n```\n\n[up]"),  # a line too many
+        ("```text\nx = 2\n```\n", ""),  # output that the page does not show
+        ("assert x == 2", "assert x == 3"),  # a wrong claim
+        ("x = 1 + 1", "x = 1 +"),  # not Python
+        ("raise SystemExit\n```", "raise SystemExit"),  # a block that never ends
+        ("<!-- not run: it would take an hour -->", ""),
+    ],
+)
+def test_a_wrong_page_fails(page: Path, right: str, wrong: str) -> None:
+    assert PAGE.count(right) == 1
+    page.write_text(PAGE.replace(right, wrong))
+    with pytest.raises((AssertionError, SyntaxError, ValueError, SystemExit)):
+        check_code(page)
+
+
+@pytest.mark.parametrize(
+    "right, wrong",
+    [
+        ("(#title-one)", "(#title-two)"),
+        ("page.md#title-one", "page.md#title"),
+        ("(picture.svg)", "(pictures.svg)"),
+        ("]: page.md", "]: pages.md"),
+        ("(picture.svg)", "(../page.md)"),  # out of the project
+        ("![picture](picture.svg)", '<img src="picture.png">'),
+    ],
+)
+def test_a_broken_link_is_found(page: Path, right: str, wrong: str) -> None:
+    assert PAGE.count(right) == 1
+    page.write_text(PAGE.replace(right, wrong))
+    assert len(broken_links(page, page.parent)) == 1
+
+
+def test_comments_and_docstrings_may_differ_between_languages_but_code_may_not() -> None:
+    code = 'def f(x):\n    """Twice x."""\n    return 2 * x  # fast\n'
+    assert same_code(code) == same_code(
+        code.replace("Twice x", "x の 2 倍").replace("fast", "速い")
+    )
+    assert same_code(code) != same_code(code.replace("2 * x", "3 * x"))
