@@ -1,0 +1,374 @@
+"""The kernels against the reference, on every instruction set that this CPU runs."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import op_cases
+from op_cases import Array, Arrays, Case
+from tenarai.ops import reference
+
+pytest.importorskip("tenarai._kernels", reason="the compiled core is not built")
+from tenarai.ops import fast
+
+# The kernels compute in float32, the reference here in float64 from the same float32 inputs, so
+# the difference is the kernels' own rounding: 6e-8 an operation, which grows like the root of
+# the length of a sum (some hundreds here: about 1e-6), and a few units in the last place of their
+# exp and tanh. 2e-5 leaves a factor of ten; a lost element of a row is 1e-2 or more.
+TOLERANCE = 2e-5
+THREADS = (1, 2, 3)
+
+
+def odd_cases() -> list[Case]:
+    """Every op and option, T = 1, 7, 33, 127, widths that are no multiple of a vector."""
+    cases = []
+    for T, I, O in ((1, 37, 21), (7, 70, 5), (33, 13, 131), (127, 67, 259)):
+        cases += [op_cases.linear((2, T), I, O, *bias) for bias in ((True, True), (False, False))]
+        cases += [op_cases.linear((2, T), I, O, T % 2 > 0, True, g) for g in ("tanh", "none")]
+        cases += [op_cases.norm("layer_norm", (2, T), O, T > 7)]
+        cases += [op_cases.norm("rms_norm", (2, T), O, T > 7)]
+        cases += [op_cases.gelu((2, T, I), g) for g in ("tanh", "none")]
+        cases += [op_cases.silu((2, T, I)), op_cases.swiglu((2, T, I))]
+        cases += [op_cases.residual((2, T, I))]
+        cases += [op_cases.embedding(3, T, I, 11, T > 1, start=T % 5)]
+        cases += [op_cases.rope(2, T, 3, 2 * O, p) for p in ("half", "adjacent")]
+        cases += [op_cases.dropout((2, T, I), 0.3, 2**40 + 5, 2**32 - 9)]
+        cases += [op_cases.cross_entropy((2, T), O + 300, ignored) for ignored in (0.0, 0.4)]
+        cases += [op_cases.linear_cross_entropy((2, T), I, O, ignored) for ignored in (0.0, 0.4)]
+    for T, S in ((1, 7), (7, 7), (33, 33), (127, 127), (33, 127), (1, 127)):
+        for H, K, D in ((3, 3, 13), (4, 2, 64), (4, 1, 37)):
+            cases += [op_cases.attention(2, T, S, H, K, D, causal) for causal in (True, False)]
+    cases += [op_cases.attention(1, 33, 7, 2, 1, 16, False, 0.7)]  # more queries than keys
+    cases += [op_cases.attention(1, 300, 300, 2, 1, 19, True)]  # several tiles of any size
+    cases += [
+        op_cases.cross_entropy((2, 7), 5, 1.0),
+        op_cases.linear_cross_entropy((9,), 3, 5, 1.0),
+    ]
+    return cases
+
+
+def short_cases() -> list[Case]:
+    """Every length below two vectors of the widest instruction set, 32 floats, and a bit more."""
+    cases = []
+    for n in range(1, 36):
+        cases += [op_cases.gelu((n,), g) for g in ("tanh", "none")]
+        cases += [op_cases.silu((n,)), op_cases.swiglu((n,)), op_cases.residual((n,))]
+        cases += [op_cases.dropout((n,), 0.4, 7, 2**32 - n // 2)]
+        # eps 0.3: with C below 3 a small one leaves nothing of dx but rounding.
+        cases += [op_cases.norm(op, (3,), n, True, 0.3) for op in ("layer_norm", "rms_norm")]
+        cases += [op_cases.linear((3,), n, 5, True, True), op_cases.linear((3,), 5, n, True, True)]
+        cases += [op_cases.linear((n,), 3, 5, True, True)]
+        cases += [op_cases.linear((3,), n, n, True, False, "tanh")]
+        cases += [op_cases.embedding(2, 3, n, 5, True), op_cases.rope(1, 3, 2, 2 * n, "half")]
+        cases += [op_cases.rope(1, 3, 2, 2 * n, "adjacent")]
+        cases += [op_cases.attention(1, 5, 6, 2, 1, n, True)]
+        cases += [op_cases.attention(1, n, n + 1, 2, 2, 4, True)]
+        cases += [op_cases.cross_entropy((3,), n + 1, 0.3)]
+        cases += [op_cases.linear_cross_entropy((4,), n, n + 1, 0.3)]
+    return cases
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(isa, threads) for isa in fast.available_isas() for threads in THREADS],
+    ids=lambda param: f"{param[0]}-{param[1]}threads",
+)
+def ops(request: pytest.FixtureRequest) -> Iterator[fast.Fast]:
+    isa, threads = request.param
+    machine = fast.Fast(threads=threads, isa=isa)
+    assert (machine.isa, machine.threads) == (isa, threads)
+    yield machine
+
+
+def misaligned(a: Array) -> Array:
+    """A float32 copy that starts 4 bytes after a multiple of 64."""
+    memory = np.empty(4 * a.size + 128, np.uint8)
+    start = -memory.ctypes.data % 64 + 4
+    b = memory[start : start + 4 * a.size].view(np.float32).reshape(a.shape)
+    b[...] = a
+    return b
+
+
+def upstream(case: Case, y: Any) -> Any:
+    """A random gradient of y in float32, the same at every call; a number for a scalar."""
+    dy = op_cases._normal(case.name + "upstream", dy=np.shape(y))["dy"]
+    return np.asarray(dy, np.float32) if np.ndim(y) else float(np.float32(dy))
+
+
+def start_values(case: Case) -> Arrays:
+    """What stands in the gradients of the weights before the op adds to them."""
+    shapes = {name: case.inputs[name].shape for name in case.weights}
+    return {
+        name: np.asarray(a, np.float32)
+        for name, a in op_cases._normal(case.name + "start", **shapes).items()
+    }
+
+
+def float32_case(case: Case) -> Case:
+    """The case with its numbers rounded to float32, so that both sides compute from the same."""
+    inputs = {name: a.astype(np.float32).astype(np.float64) for name, a in case.inputs.items()}
+    return dataclasses.replace(case, inputs=inputs)
+
+
+@functools.cache
+def expected(index: tuple[str, int]) -> tuple[Any, Arrays]:
+    """y and all gradients by the reference in float64; of weights, what is to be added."""
+    case = CASES[index[0]][index[1]]
+    y, saved = case.forward(reference, case.inputs)
+    dy = upstream(case, y)
+    dy = dy.astype(np.float64) if np.ndim(dy) else dy
+    grads = {name: np.zeros_like(case.inputs[name]) for name in case.weights}
+    return y, grads | case.backward(reference, dy, saved, grads)
+
+
+def relative(a: Any, b: Any) -> float:
+    """Norm of the difference over the norm of b; what is to be 0 must be."""
+    difference = float(np.linalg.norm(np.asarray(a, np.float64) - b))
+    return difference / float(np.linalg.norm(b)) if np.any(b) else difference * np.inf
+
+
+CASES = {
+    "odd": [float32_case(case) for case in odd_cases()],
+    "short": [float32_case(case) for case in short_cases()],
+}
+
+
+def check(ops: fast.Fast, index: tuple[str, int], prepare: Any) -> None:
+    case = CASES[index[0]][index[1]]
+    y_expected, grads_expected = expected(index)
+    x = {name: prepare(a) for name, a in case.inputs.items()}
+    start = start_values(case)
+    grads = {name: prepare(a) for name, a in start.items()}
+    y, saved = case.forward(ops, x)
+    assert np.ndim(y) == 0 or y.dtype == np.float32
+    dy = upstream(case, y)
+    dy = prepare(dy) if np.ndim(dy) else dy
+    activations = case.backward(ops, dy, saved, grads)
+
+    results = {"y": (y, y_expected)}
+    results |= {name: (d, grads_expected[name]) for name, d in activations.items()}
+    for name, d in grads.items():
+        results[name] = (d.astype(np.float64) - start[name], grads_expected[name])
+    errors = {name: relative(a, b) for name, (a, b) in results.items() if np.size(b)}
+    wrong = {name: error for name, error in errors.items() if not error <= TOLERANCE}
+    assert not wrong, f"{case.name}: relative errors {wrong} (all: {errors})"
+    for name, a in case.inputs.items():
+        assert np.array_equal(x[name], a), f"{case.name} wrote to its input {name}"
+
+
+def as_float32(a: Array) -> Array:
+    return np.array(a, np.float32)
+
+
+@pytest.mark.parametrize("number", range(len(CASES["odd"])), ids=lambda i: CASES["odd"][i].name)
+def test_odd_sizes(ops: fast.Fast, number: int) -> None:
+    check(ops, ("odd", number), as_float32)
+
+
+def test_short_and_misaligned(ops: fast.Fast) -> None:
+    failures = []
+    for number in range(len(CASES["short"])):
+        try:
+            check(ops, ("short", number), misaligned)
+        except AssertionError as failure:
+            failures.append(str(failure).splitlines()[0])
+    assert not failures, "\n".join(failures)
+
+
+@pytest.mark.parametrize("number", range(len(CASES["odd"])), ids=lambda i: CASES["odd"][i].name)
+def test_out_and_the_same_bits(ops: fast.Fast, number: int) -> None:
+    """`out` is where the result goes, written whole, and a second run gives the same bits."""
+    case = CASES["odd"][number]
+    x = {name: as_float32(a) for name, a in case.inputs.items()}
+    y, saved = case.forward(ops, x)
+    first = np.array(y)
+    out = {"out": np.full_like(y, np.nan)} if case.forward_out else {}
+    again, saved_again = case.forward(ops, x, **out)
+    assert again is out.get("out", again)
+    assert np.array_equal(again, first)
+
+    dy = upstream(case, y)
+    grads, grads_again = ({n: a.copy() for n, a in start_values(case).items()} for _ in range(2))
+    activations = case.backward(ops, dy, saved, grads)
+    firsts = {name: d.copy() for name, d in activations.items()}
+    buffers = tuple(np.full_like(x[name], np.nan) for name in case.backward_out)
+    out = {"out": buffers if len(buffers) > 1 else buffers[0]} if buffers else {}
+    activations = case.backward(ops, dy, saved_again, grads_again, **out)
+    for name, buffer in zip(case.backward_out, buffers, strict=True):
+        assert activations[name] is buffer, name
+    for name, d in firsts.items():
+        assert np.array_equal(activations[name], d), name
+    for name, d in grads.items():
+        assert np.array_equal(grads_again[name], d), name
+
+
+def test_attention_in_views_of_one_qkv(ops: fast.Fast, rng: np.random.Generator) -> None:
+    B, T, H, D = 2, 33, 3, 13
+    qkv = rng.standard_normal((B, T, 3, H, D)).astype(np.float32)
+    dqkv = np.full_like(qkv, np.nan)
+    dy = rng.standard_normal((B, T, H, D)).astype(np.float32)
+    y, saved = ops.attention_forward(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+    ops.attention_backward(dy, saved, out=(dqkv[:, :, 0], dqkv[:, :, 1], dqkv[:, :, 2]))
+    q, k, v = (qkv[:, :, i].astype(np.float64) for i in range(3))
+    exact, saved = reference.attention_forward(q, k, v)
+    assert relative(y, exact) < TOLERANCE
+    for i, d in enumerate(reference.attention_backward(dy.astype(np.float64), saved)):
+        assert relative(dqkv[:, :, i], d) < TOLERANCE
+
+
+def test_rope_in_views_and_in_place(ops: fast.Fast, rng: np.random.Generator) -> None:
+    B, T, H, D = 2, 7, 3, 10
+    qkv = rng.standard_normal((B, T, 3, H, D)).astype(np.float32)
+    angles = rng.standard_normal((T, D // 2)).astype(np.float32)
+    cos, sin = np.cos(angles), np.sin(angles)
+    for pairing in ("half", "adjacent"):
+        turned = qkv.copy()
+        view = turned[:, :, 1]
+        ops.rope_forward(view, cos, sin, pairing=pairing, out=view)
+        exact, _ = reference.rope_forward(qkv[:, :, 1], cos, sin, pairing=pairing)
+        assert relative(turned[:, :, 1], exact) < TOLERANCE
+        assert np.array_equal(turned[:, :, ::2], qkv[:, :, ::2])
+
+
+def test_attention_to_one_key_is_its_value(ops: fast.Fast, rng: np.random.Generator) -> None:
+    q, dy = rng.standard_normal((2, 2, 1, 4, 5)).astype(np.float32)
+    k, v = rng.standard_normal((2, 2, 1, 2, 5)).astype(np.float32)
+    y, saved = ops.attention_forward(q, k, v)
+    dq, dk, dv = ops.attention_backward(dy, saved)
+    np.testing.assert_allclose(y, np.repeat(v, 2, axis=2), rtol=1e-6)
+    np.testing.assert_allclose(dq, 0, atol=1e-5)  # some roundings of numbers of order 1
+    np.testing.assert_allclose(dk, 0, atol=1e-5)
+    np.testing.assert_allclose(dv, dy.reshape(2, 1, 2, 2, 5).sum(axis=3), rtol=1e-5, atol=1e-6)
+
+
+def test_softmaxes_survive_large_scores(ops: fast.Fast, rng: np.random.Generator) -> None:
+    q = 100 * rng.standard_normal((1, 33, 2, 16)).astype(np.float32)
+    y, saved = ops.attention_forward(q, q, q)
+    exact, _ = reference.attention_forward(*[q.astype(np.float64)] * 3)
+    # Scores of 1e4 in float32 are known to 1e-3, and so are the exponentials.
+    assert relative(y, exact) < 1e-2
+    assert all(np.isfinite(d).all() for d in ops.attention_backward(y, saved))
+    logits = np.array([[2000.0, -2000.0, 0.0]], np.float32)
+    loss, saved = ops.cross_entropy_forward(logits, np.array([2], np.int32))
+    assert loss == 2000
+    np.testing.assert_allclose(ops.cross_entropy_backward(1.0, saved), [[1, 0, -1]], atol=1e-30)
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_linear_cross_entropy_in_blocks(
+    ops: fast.Fast, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = float32_case(op_cases.linear_cross_entropy((3, 50), 37, 101, 0.3))
+    if blocks > 1:
+        monkeypatch.setattr(fast, "LOGITS_BYTES", 64 * 4 * 101)  # 64 of the 150 rows at a time
+    x = {name: as_float32(a) for name, a in case.inputs.items()}
+    grads = {"w": np.zeros_like(x["w"])}
+    loss, saved = case.forward(ops, x)
+    dx = case.backward(ops, 0.5, saved, grads)["x"]
+    exact_grads = {"w": np.zeros_like(case.inputs["w"])}
+    exact, saved = case.forward(reference, case.inputs)
+    exact_dx = case.backward(reference, 0.5, saved, exact_grads)["x"]
+    assert relative(loss, exact) < TOLERANCE
+    assert relative(dx, exact_dx) < TOLERANCE
+    assert relative(grads["w"], exact_grads["w"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.999])
+def test_dropout_has_the_same_bits(ops: fast.Fast, p: float, rng: np.random.Generator) -> None:
+    x = rng.standard_normal(100_003).astype(np.float32)
+    for seed in (0, 1, 2**32 + 1, 2**63 + 12345):
+        for counter in (0, 7, 2**32 - 50_001, 2**45 + 3):
+            y, saved = ops.dropout_forward(x, p, seed, counter)
+            exact, _ = reference.dropout_forward(x, p, seed, counter)
+            assert np.array_equal(y, exact), (seed, counter)
+            assert np.array_equal(ops.dropout_backward(x, saved), exact)
+
+
+@pytest.mark.parametrize("n", [1, 7, 31, 1000, 70_001])
+def test_adamw_and_square_sum(ops: fast.Fast, n: int, rng: np.random.Generator) -> None:
+    p, g, m = (misaligned(rng.standard_normal(n)) for _ in range(3))
+    v = misaligned(rng.random(n))
+    exact = [a.astype(np.float64) for a in (p, g, m, v)]
+    settings: dict[str, Any] = dict(
+        lr=0.01, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, grad_scale=0.7
+    )
+    before = p.copy()
+    for step in (3, 4, 5):
+        ops.adamw_step(p, g, m, v, step=step, **settings)
+        reference.adamw_step(*exact, step=step, **settings)
+    for a, b in zip((p, g, m, v), exact, strict=True):
+        assert relative(a, b) < TOLERANCE
+    assert relative(p - before, exact[0] - before) < 1e-4  # p is rounded: 6e-8 of 1 on 1e-2
+    assert ops.square_sum(g) == pytest.approx(reference.square_sum(g), rel=1e-6)
+
+
+def a(*shape: int) -> Array:
+    return np.ones(shape, np.float32)
+
+
+def ids(*values: int) -> Array:
+    return np.array([values], np.int32)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda o: o.linear_forward(a(2, 3), a(5, 4)),
+        lambda o: o.linear_forward(a(2, 3), a(5, 3), a(4)),
+        lambda o: o.linear_forward(a(2, 3), a(5, 3), out=a(2, 4)),
+        lambda o: o.linear_forward(a(2, 3).astype(np.float64), a(5, 3)),
+        lambda o: o.linear_forward(a(3, 2).T, a(5, 3)),
+        lambda o: o.linear_backward(a(2, 5), o.linear_forward(a(2, 3), a(5, 3))[1], a(5, 4)),
+        lambda o: o.gelu_forward(a(3), approximate="sigmoid"),
+        lambda o: o.layer_norm_forward(a(2, 3), a(2), a(3)),
+        lambda o: o.rms_norm_forward(a(2, 3), a(4)),
+        lambda o: o.embedding_forward(ids(0, 5), a(5, 3)),
+        lambda o: o.embedding_forward(ids(0, -1), a(5, 3)),
+        lambda o: o.embedding_forward(ids(0, 1), a(5, 3), a(4, 3), start=3),
+        lambda o: o.embedding_forward(ids(0, 1).astype(np.int64), a(5, 3)),
+        lambda o: o.rope_forward(a(1, 2, 1, 3), a(2, 1), a(2, 1)),
+        lambda o: o.rope_forward(a(1, 2, 1, 4), a(1, 2), a(2, 2)),
+        lambda o: o.attention_forward(a(1, 2, 3, 4), a(1, 2, 2, 4), a(1, 2, 2, 4)),
+        lambda o: o.attention_forward(a(1, 3, 2, 4), a(1, 2, 2, 4), a(1, 2, 2, 4)),
+        lambda o: o.attention_forward(a(1, 2, 2, 4), a(1, 2, 2, 4), a(1, 3, 2, 4)),
+        lambda o: o.attention_forward(*[a(1, 2, 2, 8)[..., ::2]] * 3),
+        lambda o: o.cross_entropy_forward(a(1, 2, 3), ids(0, 3)),
+        lambda o: o.cross_entropy_forward(a(1, 2, 3), ids(0, 1, 2)),
+        lambda o: o.linear_cross_entropy_forward(a(1, 2, 3), a(4, 3), ids(0, 4)),
+        lambda o: o.adamw_step(
+            a(3), a(4), a(3), a(3),
+            lr=1, beta1=0, beta2=0, eps=1, weight_decay=0, step=1, grad_scale=1,
+        ),
+    ],
+)  # fmt: skip
+def test_wrong_arrays_are_refused(ops: fast.Fast, call: Any) -> None:
+    """A kernel has no bounds checks: what does not fit must not reach it."""
+    with pytest.raises((ValueError, TypeError)):
+        call(ops)
+
+
+def test_the_check_can_fail(ops: fast.Fast) -> None:
+    """A kernel that leaves out the last element of its rows, and one that overwrites dw."""
+
+    class Wrong:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(ops, name)
+
+        def rms_norm_forward(self, x: Array, w: Array, *, eps: float) -> Any:
+            y, saved = ops.rms_norm_forward(x, w, eps=eps)
+            y[..., -1] = 0
+            return y, saved
+
+        def linear_backward(self, dy: Array, saved: Any, dw: Array, db: Any) -> Array:
+            dw[...] = 0
+            return ops.linear_backward(dy, saved, dw, db)
+
+    names = ("rms_norm", "linear-")
+    for number, case in enumerate(CASES["odd"]):
+        if case.name.startswith(names):
+            with pytest.raises(AssertionError, match="relative errors"):
+                check(Wrong(), ("odd", number), as_float32)  # type: ignore[arg-type]
