@@ -1,0 +1,24 @@
+"""Text to token ids and back. Knows no model and no data.
+
+tokenizer = tenarai.tokenizers.load("run")    # a file or a folder with one
+ids = tokenizer.encode("吾輩は猫である")
+for i in ids: print(stream.push(i), end="")   # stream = tokenizer.stream()
+"""
+
+from .base import StreamDecoder, Tokenizer, TokenizerError
+from .bpe import HFTokenizer, byte_level_bpe, train_bpe
+from .files import find, load
+from .simple import ByteTokenizer, CharTokenizer
+
+__all__ = [
+    "ByteTokenizer",
+    "CharTokenizer",
+    "HFTokenizer",
+    "StreamDecoder",
+    "Tokenizer",
+    "TokenizerError",
+    "byte_level_bpe",
+    "find",
+    "load",
+    "train_bpe",
+]

@@ -1,0 +1,144 @@
+"""What every tokenizer can do. The kinds stand in simple.py and bpe.py, the files in files.py."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from tenarai.errors import TenaraiError
+from tenarai.io.atomic import atomic_write
+
+CHUNK = 1 << 18  # characters of a long text that are encoded between two moves of the bar
+
+
+class TokenizerError(TenaraiError):
+    """A tokenizer's file that cannot be used, or a text that it cannot encode."""
+
+
+class Tokenizer(ABC):
+    """Text to token ids and back.
+
+    name: what kind it is, for people. vocab_size: ids are 0 ≤ id < vocab_size.
+    eot: the id that ends a text (`<|endoftext|>` and its kin), or None.
+    """
+
+    name: str
+    vocab_size: int
+    eot: int | None = None
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, none added; the names of special tokens are ordinary text.
+
+        Raises TokenizerError where a character has no id, or is half of a surrogate pair.
+        """
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`. Bytes that are no UTF-8 and unknown ids become U+FFFD."""
+
+    @abstractmethod
+    def stream(self) -> StreamDecoder:
+        """A decoder that is given one id at a time; it never gives half a character."""
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """The document that `save` writes and `tenarai.tokenizers.load` reads."""
+
+    def encode_chunks(self, text: str, progress: bool = False) -> Iterator[np.ndarray]:
+        """The ids of a long text in order, int32 arrays: `concatenate(...) == encode(text)`.
+
+        With `progress` a bar is drawn on stderr, where that is a terminal.
+        """
+        # disable=None: tqdm is silent where stderr is no terminal
+        with tqdm(
+            total=len(text),
+            desc="encode",
+            unit="char",
+            unit_scale=True,
+            disable=None if progress else True,
+        ) as bar:
+            for part in self._parts(text):
+                yield self._encode_part(part)
+                bar.update(len(part))
+
+    def _parts(self, text: str) -> Iterator[str]:
+        """Cut where the cut changes nothing. Anywhere, for tokenizers of single characters."""
+        for start in range(0, len(text), CHUNK):
+            yield text[start : start + CHUNK]
+
+    def _encode_part(self, part: str) -> np.ndarray:
+        return np.asarray(self.encode(part), np.int32)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write `path`, or `path`/tokenizer.json where it is a folder. Raises WriteError."""
+        path = Path(path)
+        if path.is_dir():
+            path = path / "tokenizer.json"
+        with atomic_write(path, "w") as f:
+            json.dump(self.to_json(), f, ensure_ascii=False, indent=1)
+            f.write("\n")
+        return path
+
+    def __repr__(self) -> str:
+        return f"<tokenizer {self.name}, {self.vocab_size} tokens>"
+
+
+class StreamDecoder(ABC):
+    """`push` each id, print what it gives; `flush` at the end."""
+
+    @abstractmethod
+    def push(self, token: int) -> str:
+        """The text that is certain now: whole characters only, possibly none."""
+
+    @abstractmethod
+    def flush(self) -> str:
+        """What is left (U+FFFD for the bytes of an unfinished character). Ready for a new text."""
+
+
+class ByteStream(StreamDecoder):
+    """Joins the bytes of tokens and gives characters as they become whole.
+
+    `pieces[id]` are the bytes of a token; other ids become U+FFFD.
+    """
+
+    def __init__(self, pieces: Sequence[bytes | None]):
+        self._pieces = pieces
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        return self._decoder.decode(piece_of(self._pieces, token))
+
+    def flush(self) -> str:
+        text = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return text
+
+
+REPLACEMENT = "\ufffd".encode()
+
+
+def piece_of(pieces: Sequence[bytes | None], token: int) -> bytes:
+    """The bytes of a token, those of U+FFFD where there is no such token."""
+    piece = pieces[token] if 0 <= token < len(pieces) else None
+    return REPLACEMENT if piece is None else piece
+
+
+def utf8(text: str) -> bytes:
+    """UTF-8 of `text`. Raises TokenizerError at half a surrogate pair, which is no character."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        bad = ord(text[error.start])
+        raise TokenizerError(
+            f"character {error.start} of the text is U+{bad:04X}, half of a surrogate pair: "
+            "the text was not read as Unicode; save it as UTF-8"
+        ) from error
