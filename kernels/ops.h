@@ -22,7 +22,26 @@ struct AttentionShape {
   bool causal;
 };
 
+// q, y, dq, dy (B, T, H, D); k, v, dk, dv (B, S, K, D); lse (B, H, T).
+struct AttentionForward {
+  float* y;
+  float* lse;
+  const float *q, *k, *v;
+  Strides ys, qs, ks, vs;
+};
+struct AttentionBackward {
+  float *dq, *dk, *dv;
+  const float *dy, *q, *k, *v, *y, *lse;
+  Strides dqs, dks, dvs, dys, qs, ks, vs, ys;
+};
+
 enum class Gelu : int { none = 0, tanh = 1, erf = 2 };
+
+struct AdamW {
+  float lr, beta1, beta2, eps, weight_decay;
+  float correction1, correction2;  // 1 - beta1^step, 1 - beta2^step
+  float grad_scale;                // g is multiplied by it first
+};
 
 namespace TENARAI_ISA {
 
@@ -69,18 +88,7 @@ void embedding_backward(Pool&, float* dwte /*+=*/, float* dwpe /*+=, or null*/, 
 void rope(Pool&, float* y, const float* x, const float* cos, const float* sin, int64_t B, int64_t T,
           int64_t H, int64_t D, Strides y_strides, Strides x_strides, bool adjacent, bool backward);
 
-// attention.cc. q, y, dq, dy (B, T, H, D); k, v, dk, dv (B, S, K, D); lse (B, H, T).
-struct AttentionForward {
-  float* y;
-  float* lse;
-  const float *q, *k, *v;
-  Strides ys, qs, ks, vs;
-};
-struct AttentionBackward {
-  float *dq, *dk, *dv;
-  const float *dy, *q, *k, *v, *y, *lse;
-  Strides dqs, dks, dvs, dys, qs, ks, vs, ys;
-};
+// attention.cc
 void attention_forward(Pool&, const AttentionForward&, const AttentionShape&);
 void attention_backward(Pool&, const AttentionBackward&, const AttentionShape&);
 
@@ -96,11 +104,6 @@ void dropout(Pool&, float* y, const float* x, int64_t n, uint32_t threshold, flo
              uint64_t seed, uint64_t counter);
 
 // optim.cc
-struct AdamW {
-  float lr, beta1, beta2, eps, weight_decay;
-  float correction1, correction2;  // 1 - beta1^step, 1 - beta2^step
-  float grad_scale;                // g is multiplied by it first
-};
 void adamw_step(Pool&, float* p, const float* g, float* m, float* v, int64_t n, const AdamW&);
 double square_sum(Pool&, const float* x, int64_t n);
 

@@ -1,0 +1,148 @@
+// The matrix product: C (M, N) = Σ_k A(i, k) B(k, j), whatever the operands' layout (pack.h) and
+// whatever happens to a tile of C when it is done (the epilogue).
+//
+//   each thread has a rectangle of C, for itself
+//     for rows of it, kRowBlock at a time
+//       for k, kDepthBlock at a time
+//         pack A: kRowBlock × kDepthBlock                    stays in L2, 576 KB
+//         for columns, kCols at a time
+//           pack B: kDepthBlock × kCols                      L1 and L2, 72 KB
+//           for rows of the block, kRows at a time           A panel in L1, 12 KB
+//             micro-kernel: kRows × kCols of C in registers  (micro.h)
+//             epilogue
+//
+// The k blocks depend on K alone, and an element of C is the sum of its blocks in their order: its
+// bits are the same for every thread count and every place in the matrix.
+#pragma once
+
+#include "micro.h"
+#include "pack.h"
+#include "threads.h"
+
+namespace tenarai {
+namespace TENARAI_ISA {
+
+constexpr i64 kRowBlock = 384;
+constexpr i64 kDepthBlock = 384;
+
+TENARAI_INLINE i64 at_most(i64 a, i64 b) { return a < b ? a : b; }
+TENARAI_INLINE i64 round_up(i64 n, i64 grain) { return (n + grain - 1) / grain * grain; }
+// The size of blocks of at most `most` that share n evenly.
+TENARAI_INLINE i64 even_block(i64 n, i64 most, i64 grain) {
+  const i64 blocks = (n + most - 1) / most;
+  return blocks == 0 ? grain : round_up((n + blocks - 1) / blocks, grain);
+}
+
+// How the threads share C: rows × columns of rectangles.
+struct Grid {
+  i64 rows, columns;
+};
+
+// In units of one micro-kernel step over one row: the largest rectangle's tiles (those of the
+// edge count whole) and its packing.
+static i64 grid_cost(Grid g, i64 M, i64 N) {
+  const i64 m = round_up((M + g.rows - 1) / g.rows, kRows);
+  const i64 n = round_up((N + g.columns - 1) / g.columns, kLanes);
+  return m * n * 4 + (m + n * ((m + kRowBlock - 1) / kRowBlock)) * 24;
+}
+static Grid choose_grid(i64 M, i64 N, i64 threads) {
+  Grid best{threads, 1};
+  for (i64 rows = threads; rows >= 1; --rows)
+    if (threads % rows == 0) {
+      const Grid g{rows, threads / rows};
+      if (grid_cost(g, M, N) < grid_cost(best, M, N)) best = g;
+    }
+  return best;
+}
+
+// What one product needs to know. The epilogue has
+//   vf start(i, j, n)           what the sum over k is added to: n elements of row i from column j
+//   vf finish(vf, i, j, n)      the element that is stored, from the sum
+//   float* c; i64 stride;       where C is
+// row_sums (M) or null += Σ_k A(i, k).
+template <class A, class B, class Epilogue>
+struct Product {
+  A a;
+  B b;
+  Epilogue epilogue;
+  float* row_sums;
+  i64 M, N, K;
+
+  void run(Pool& pool) const {
+    const Grid grid = choose_grid(M, N, pool.threads());
+    const i64 depth = even_block(K, kDepthBlock, 8);
+    parallel(pool, [&](int thread) {
+      const Range rows = split(M, grid.rows, thread / grid.columns, kRows);
+      const Range columns = split(N, grid.columns, thread % grid.columns, kLanes);
+      const i64 lines = at_most(round_up(rows.end - rows.begin, kLanes), kRowBlock);
+      float* panels = static_cast<float*>(
+          pool.scratch(thread, static_cast<size_t>((lines + kCols) * depth) * sizeof(float)));
+      rectangle(rows, columns, depth, panels, panels + lines * depth,
+                thread % grid.columns == 0 ? row_sums : nullptr);
+    });
+  }
+
+ private:
+  void rectangle(Range rows, Range columns, i64 depth, float* a_panels, float* b_panel,
+                 float* sums) const {
+    const i64 block = even_block(rows.end - rows.begin, kRowBlock, kLanes);
+    for (i64 i0 = rows.begin; i0 < rows.end; i0 += block) {
+      const i64 m = at_most(block, rows.end - i0);
+      for (i64 k0 = 0; k0 < K; k0 += depth) {
+        const i64 k = at_most(depth, K - k0);
+        a.template pack<kRows>(a_panels, i0, m, k0, k);
+        if (sums) add_row_sums(sums + i0, a_panels, m, k);
+        for (i64 j0 = columns.begin; j0 < columns.end; j0 += kCols) {
+          const i64 n = at_most(kCols, columns.end - j0);
+          b.template pack<kCols>(b_panel, j0, n, k0, k);
+          strip(a_panels, b_panel, i0, m, j0, n, k, k0 == 0, k0 + k == K);
+        }
+      }
+    }
+  }
+
+  // All rows of the block times one panel of B.
+  void strip(const float* a_panels, const float* b_panel, i64 i0, i64 m, i64 j0, i64 n, i64 k,
+             bool first, bool last) const {
+    alignas(64) float tile[kRows * kCols];
+    for (i64 i = 0; i < m; i += kRows) {
+      const i64 r = at_most(kRows, m - i);
+      choose_micro_kernel(r, n)(tile, a_panels + i * k, b_panel, k);
+      for (i64 row = 0; row < r; ++row)
+        for (i64 j = 0; j < n; j += kLanes)
+          put(load(tile + row * kCols + j), i0 + i + row, j0 + j, at_most(kLanes, n - j), first,
+              last);
+    }
+  }
+
+  TENARAI_INLINE void put(const Epilogue& e, vf sum, i64 i, i64 j, i64 n, bool first, bool last) {
+    float* c = e.c + i * e.stride + j;
+    vf v = sum + (first ? e.start(i, j, n) : n == kLanes ? load(c) : load_n(c, n));
+    if (last) v = e.finish(v, i, j, n);
+    if (n == kLanes)
+      store(c, v);
+    else
+      store_n(c, v, n);
+  }
+  void put(vf sum, i64 i, i64 j, i64 n, bool first, bool last) const {
+    put(epilogue, sum, i, j, n, first, last);
+  }
+
+  static void add_row_sums(float* sums, const float* panels, i64 m, i64 K) {
+    for (i64 i = 0; i < m; i += kRows) {
+      float total[kRows] = {};
+      for (i64 k = 0; k < K; ++k)
+        for (i64 row = 0; row < kRows; ++row) total[row] += panels[i * K + k * kRows + row];
+      for (i64 row = 0; row < at_most(kRows, m - i); ++row) sums[i + row] += total[row];
+    }
+  }
+};
+
+template <class A, class B, class Epilogue>
+static void multiply(Pool& pool, A a, B b, Epilogue epilogue, i64 M, i64 N, i64 K,
+                     float* row_sums = nullptr) {
+  Product<A, B, Epilogue>{a, b, epilogue, row_sums, M, N, K}.run(pool);
+}
+
+}  // namespace TENARAI_ISA
+}  // namespace tenarai
