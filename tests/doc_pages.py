@@ -5,6 +5,9 @@ prints, character for character. A block that is only to be read stands under th
 
     <!-- not run: the reason -->
 
+Where the text or a block without a language says that one sum equals another,
+0.75·4 + 0.25·8 = 5, both are worked out (see `sums`).
+
 `python tests/doc_pages.py PAGE...` runs pages and writes what their code prints into them.
 """
 
@@ -15,8 +18,11 @@ import re
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,6 +34,11 @@ LINKS = (
     re.compile(r"\b(?:src|href|srcset)=\"([^\"\s]+)"),  # <img src="target">
 )
 ELSEWHERE = re.compile(r"^(?:[a-z][a-z0-9+.-]*:|//)", re.I)  # https:, mailto:
+
+# What a sum is written with. A space belongs to it; letters only in these.
+SUM = r"(?:[\d.,()+−·/^½²³\- ]|\bln |\blog₂ |\be\^)*"
+SUM_AT_END, SUM_AT_START = re.compile(SUM + "$"), re.compile(SUM)
+AS_PYTHON = str.maketrans({"−": "-", "·": "*", "^": "**", "½": "0.5", "²": "**2", "³": "**3"})
 
 
 @dataclass
@@ -149,6 +160,73 @@ def broken_links(page: Path, root: Path = ROOT) -> list[str]:
         if not found:
             bad.append(target)
     return bad
+
+
+def sums(text: str) -> list[tuple[str, str, bool]]:
+    """Every `left = right` of a page with numbers on both sides, and whether it is true.
+
+    Numbers, tuples (added and scaled like vectors), + − · / ^, ln, log₂ and e^. A side that
+    holds anything else is no claim. The right one may be rounded if the left one is not exact.
+    """
+    lines = prose(text).split("\n")
+    for block in blocks(text):
+        if not block.lang:
+            lines += block.text.split("\n")
+    found = []
+    for line in lines:
+        sides = line.split("=")
+        for left, right in pairwise(sides):
+            l, r = _sum_at_end(left), _sum_at_start(right)
+            x, y = _value(l), _value(r)
+            if x is not None and y is not None:
+                digits = max((len(d) for d in re.findall(r"\.(\d+)", r)), default=0)
+                inexact = digits and re.search("ln|log|/", l)
+                close = 0.5 * 10.0**-digits if inexact else 1e-12
+                same = x.shape == y.shape and np.allclose(x, y, rtol=1e-12, atol=close)
+                found.append((l, r, bool(same)))
+    return found
+
+
+def _sum_at_end(side: str) -> str:
+    """The sum that a text ends with; "" if it hangs on something that is not a number."""
+    match = SUM_AT_END.search(side)
+    assert match  # the empty one, at least
+    before, found = side[: match.start()], match[0]
+    if comma := re.match(r"[,.] +", found):  # the sentence's
+        before, found = before + ":", found[comma.end() :]
+    free = not before or before[-1] in ":、。" or found.startswith(" ")
+    found = found.strip()
+    if found.count("(") > found.count(")"):  # the text's own parenthesis
+        free, found = free or found.startswith("("), found.removeprefix("(")
+    elif before and before[-1] not in ":、。" and found[:1] in set("+−-·/^,.)"):
+        free = False
+    return found if free else ""
+
+
+def _sum_at_start(side: str) -> str:
+    match = SUM_AT_START.match(side)
+    assert match
+    found = re.split(r" {3,}", match[0].strip())[0].rstrip(" .,")  # a gap: the next column
+    return found.removesuffix(")") if found.count(")") > found.count("(") else found
+
+
+def _value(expression: str) -> "np.ndarray | None":
+    """What a sum comes to; None if it is none."""
+    python = re.sub(r"(ln|log₂) ([\d.]+)", r"\1(\2)", expression).translate(AS_PYTHON)
+    python = re.sub(r"\be\*\*", "np.e**", python.replace("log₂", "np.log2").replace("ln", "np.log"))
+    try:
+        tree = ast.parse(python, mode="eval")
+        tree = ast.fix_missing_locations(_TuplesToVectors().visit(tree))
+        return np.asarray(eval(compile(tree, "sum", "eval"), {"np": np}), float)
+    except (SyntaxError, TypeError, ValueError, NameError, AttributeError):
+        return None
+
+
+class _TuplesToVectors(ast.NodeTransformer):
+    def visit_Tuple(self, node: ast.Tuple) -> ast.AST:
+        self.generic_visit(node)
+        array = ast.parse("np.array", mode="eval").body
+        return ast.Call(array, [ast.List(node.elts, ast.Load())], [])
 
 
 def fill(page: Path) -> None:

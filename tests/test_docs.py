@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from doc_pages import ROOT, blocks, broken_links, pages, run, same_code
+from doc_pages import ROOT, blocks, broken_links, pages, run, same_code, sums
 
 PAGES = pages()
 TWINS = [p for p in PAGES if p.name.endswith(".ja.md")]
@@ -44,6 +44,16 @@ def test_code_is_not_wider_than_the_projects(page: Path) -> None:
                 assert len(line) <= 100, f"{name(page)}, line {i}: {len(line)} characters"
 
 
+def check_sums(page: Path) -> None:
+    for left, right, true in sums(page.read_text("utf-8")):
+        assert true, f"{page.name} says {left} = {right}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_sums_in_the_text_are_right(page: Path) -> None:
+    check_sums(page)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_and_pictures_exist(page: Path) -> None:
     assert not broken_links(page)
@@ -51,7 +61,9 @@ def test_links_and_pictures_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", TWINS, ids=name)
 def test_both_languages_have_the_same_code_and_numbers(page: Path) -> None:
-    ja, en = (blocks(p.read_text("utf-8")) for p in (page, english(page)))
+    ja_text, en_text = (p.read_text("utf-8") for p in (page, english(page)))
+    assert sorted(sums(ja_text)) == sorted(sums(en_text))
+    ja, en = blocks(ja_text), blocks(en_text)
     assert [b.lang for b in ja] == [b.lang for b in en]
     for mine, theirs in zip(ja, en, strict=True):
         where = f"{name(page)}, line {mine.line}, and line {theirs.line} in English"
@@ -63,9 +75,10 @@ def test_both_languages_have_the_same_code_and_numbers(page: Path) -> None:
 
 def test_attention_backward_stands_in_both_languages() -> None:
     for page in ("attention-backward.md", "attention-backward.ja.md"):
-        path = ROOT / "docs" / page
-        assert path in PAGES
-        assert sum(b.runs and b.output is not None for b in blocks(path.read_text("utf-8"))) > 10
+        text = (ROOT / "docs" / page).read_text("utf-8")
+        assert ROOT / "docs" / page in PAGES
+        assert sum(b.runs and b.output is not None for b in blocks(text)) > 10
+        assert len(sums(text)) > 40
 
 
 def test_pictures_are_what_their_script_draws() -> None:
@@ -103,6 +116,16 @@ x = 2
 ```python
 raise SystemExit
 ```
+"""
+
+
+SUMS = """By hand, 0.5·(4, 0) + ½·(0, 2) = (2, 1). So y = 2·3 + 1 = 7, and x[0]·2 = 5.
+
+```
+w = 2^0, 2^−1 = 1, 0.5        u = 1/3 = 0.333        ds = −1.5·ln 3 = −1.6479
+```
+
+合計は、2 + 3 = 5 です(−2 + 1 = −1)。
 """
 
 
@@ -152,6 +175,21 @@ def test_a_broken_link_is_found(page: Path, right: str, wrong: str) -> None:
     assert PAGE.count(right) == 1
     page.write_text(PAGE.replace(right, wrong))
     assert len(broken_links(page, page.parent)) == 1
+
+
+@pytest.mark.parametrize(
+    "right, wrong",
+    [("(2, 1)", "(2, 2)"), ("½", "½·1.01"), ("= 7", "= 8"), ("1, 0.5", "1, 0.25"), ("333", "334")]
+    + [("6479", "6480"), ("2 + 3", "2 + 4"), ("−2 + 1", "−3 + 1"), ("2·3", "2·4")],
+)
+def test_a_wrong_sum_is_found(page: Path, right: str, wrong: str) -> None:
+    page.write_text(SUMS, "utf-8")
+    assert len(sums(SUMS)) == 7
+    check_sums(page)
+    assert SUMS.count(right) == 1
+    page.write_text(SUMS.replace(right, wrong), "utf-8")
+    with pytest.raises(AssertionError, match="page.md says"):
+        check_sums(page)
 
 
 def test_comments_and_docstrings_may_differ_between_languages_but_code_may_not() -> None:

@@ -225,7 +225,7 @@ def tile_backward() -> str:
         text(444, 340, "− deltaₜ", "f"),
         text(560, 124, "p", "f"),
         text(659, 38, "pᵀ dyₜ", "b"),
-        text(664, 158, "dscoresᵀ qₜ", "b"),
+        text(656, 158, "dscoresᵀ qₜ", "b"),
         text(652, 344, "dscores kₛ", "b"),
         box(100, 60, "qₜ, lseₜ", "", "blue", 128),
         box(100, 156, "kₛ", "", "blue", 128),
