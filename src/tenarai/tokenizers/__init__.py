@@ -7,18 +7,20 @@ for i in ids: print(stream.push(i), end="")   # stream = tokenizer.stream()
 
 from .base import StreamDecoder, Tokenizer, TokenizerError
 from .bpe import HFTokenizer, byte_level_bpe, train_bpe
-from .files import find, load
-from .simple import ByteTokenizer, CharTokenizer
+from .files import find, from_document, load
+from .simple import ByteTokenizer, CharTokenizer, IdTokenizer
 
 __all__ = [
     "ByteTokenizer",
     "CharTokenizer",
     "HFTokenizer",
+    "IdTokenizer",
     "StreamDecoder",
     "Tokenizer",
     "TokenizerError",
     "byte_level_bpe",
     "find",
+    "from_document",
     "load",
     "train_bpe",
 ]

@@ -39,6 +39,13 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
         raise TokenizerError(f"cannot use the tokenizer {path}: {error}") from error
 
 
+def from_document(document: dict[str, Any]) -> Tokenizer:
+    """The tokenizer whose `to_json` gave `document`. Untrusted too: raises TokenizerError."""
+    if "tenarai_tokenizer" in document:
+        return _ours(document)
+    return _shaped(lambda: HFTokenizer(document))
+
+
 def find(folder: str | os.PathLike[str]) -> Path | None:
     """The tokenizer's file in a folder, None where there is none."""
     return next((p for name in _NAMES if (p := Path(folder) / name).is_file()), None)
@@ -83,6 +90,10 @@ def _load_json(path: Path) -> Tokenizer:
         eos = tokenizer.id_of(_eos(path) or "")
         tokenizer.eot = tokenizer.eot if eos is None else eos
         return tokenizer
+    return _ours(document)
+
+
+def _ours(document: dict[str, Any]) -> Tokenizer:
     if document.get("type") == "huggingface" and isinstance(document.get("tokenizer"), dict):
         return _shaped(lambda: HFTokenizer(document["tokenizer"], document.get("eot")))
     return simple.from_json(document)

@@ -1,13 +1,14 @@
-"""Tokenizers without training: one token a byte, one token a character."""
+"""Tokenizers without training: one token a byte, one token a character, and bare ids."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from .base import ByteStream, Tokenizer, TokenizerError, piece_of, utf8
+from .base import ByteStream, StreamDecoder, Tokenizer, TokenizerError, piece_of, utf8
+from .untrusted import MAX_ID
 
 
 class ByteTokenizer(Tokenizer):
@@ -85,6 +86,50 @@ class CharTokenizer(Tokenizer):
         return {"tenarai_tokenizer": 1, "type": "char", "characters": self.characters}
 
 
+class IdTokenizer(Tokenizer):
+    """For tokens whose vocabulary is not at hand: the text is the ids, `464 3290 `."""
+
+    name = "ids"
+
+    def __init__(self, vocab_size: int, eot: int | None = None):
+        if not 0 < vocab_size <= MAX_ID or not (eot is None or 0 <= eot < vocab_size):
+            raise TokenizerError(f"{vocab_size} tokens with end of text {eot} cannot be: damaged?")
+        self.vocab_size, self.eot = vocab_size, eot
+
+    def encode(self, text: str) -> list[int]:
+        try:
+            ids = [int(word) for word in text.split()]
+        except ValueError:
+            ids = [-1]
+        if not all(0 <= i < self.vocab_size for i in ids):
+            raise TokenizerError(
+                "the vocabulary of this data is not at hand: write token ids (numbers from 0 to "
+                f"{self.vocab_size - 1} with spaces), or put its tokenizer.json beside the data"
+            )
+        return ids
+
+    def _parts(self, text: str) -> Iterator[str]:
+        yield text
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(f"{i} " for i in ids)
+
+    def stream(self) -> StreamDecoder:
+        return _IdStream()
+
+    def to_json(self) -> dict[str, Any]:
+        document = {"tenarai_tokenizer": 1, "type": "ids", "vocab_size": self.vocab_size}
+        return {**document, "eot": self.eot}
+
+
+class _IdStream(StreamDecoder):
+    def push(self, token: int) -> str:
+        return f"{token} "
+
+    def flush(self) -> str:
+        return ""
+
+
 def from_json(document: dict[str, Any]) -> Tokenizer:
     """The tokenizer of a document that `to_json` made. Raises TokenizerError."""
     kind, version = document.get("type"), document.get("tenarai_tokenizer")
@@ -92,9 +137,14 @@ def from_json(document: dict[str, Any]) -> Tokenizer:
         raise TokenizerError(f"version {version!r} of the file is unknown: update tenarai")
     if kind == "byte":
         return ByteTokenizer()
+    if kind == "ids":
+        size, eot = document.get("vocab_size"), document.get("eot")
+        if type(size) is not int or not (eot is None or type(eot) is int):
+            raise TokenizerError("its vocab_size or eot is no number: prepare the data again")
+        return IdTokenizer(size, eot)
     characters = document.get("characters")
     if kind == "char" and isinstance(characters, list):
         if all(isinstance(c, str) for c in characters):
             return CharTokenizer(characters)
         raise TokenizerError("its characters are not all strings: prepare the data again")
-    raise TokenizerError(f"its type is {kind!r}, known are byte and char: update tenarai")
+    raise TokenizerError(f"its type is {kind!r}, known are byte, char and ids: update tenarai")
