@@ -1,73 +1,290 @@
-// Attention, one query at a time.
+// Attention, forward and backward, tile by tile: no T × S array is ever stored.
+//
+//   a_ts = scale Σ_d q_td k_sd      ℓ_t = log Σ_s exp(a_ts)      p_ts = exp(a_ts − ℓ_t)
+//   y_td = Σ_s p_ts v_sd
+//
+// Forward. A panel of queries meets one tile of keys after another and knows only the keys so
+// far: their greatest score m_t, l_t = Σ_s exp(a_ts − m_t) and y_td = Σ_s exp(a_ts − m_t) v_sd.
+// When a tile raises m_t, what was summed is multiplied by exp(old m_t − new m_t). In the end
+// y_t /= l_t and ℓ_t = m_t + log l_t.
+//
+// Backward. From ℓ alone each tile of p is made again; with D_t = Σ_d dy_td y_td
+// (src/tenarai/ops/reference/attention.py derives it)
+//
+//   dv_sd = Σ_t p_ts dy_td                     dp_ts = Σ_d dy_td v_sd
+//   da_ts = p_ts (dp_ts − D_t)
+//   dk_sd = scale Σ_t da_ts q_td               dq_td = scale Σ_s da_ts k_sd
+//
+// Saved: q, k, v, y and ℓ. Recomputed: a and p, one product in five. T numbers a head instead of T².
+//
+// Tiles. The queries stand in the lanes of the vectors: a tile of scores is kept (keys, queries),
+// so the maximum and the sum over keys need no step across lanes. For that a panel of queries is
+// transposed once, and then meets all its keys:
+//
+//   for each batch, key head                     (a unit of work, or a part of one)
+//     for each query head of the group, panel of 64 queries
+//       qᵀ (D, 64)                               transposed, times scale · log₂ e
+//       for each tile of 64 keys that it sees
+//         a (64, 64) = k qᵀ
+//         p = 2^(a − m)                          base 2: the exponent is then a whole number's bits
+//         yᵀ (D, 64) += vᵀ p
+//
+//   backward, the same loops                     qᵀ, dyᵀ (D, 64) and q, dy (64, D)
+//         a = k qᵀ, dp = v dyᵀ                   (64, 64)
+//         p = 2^(a − ℓ), da = p (dp − D)
+//         dv (64, D) += p dy                     dk, dv of all keys stay in scratch
+//         dk (64, D) += da q
+//         dqᵀ (D, 64) += kᵀ da
+//
+// On the causal diagonal the products stop at the blocks above it (attention_tiles.h).
 #include <cmath>
 
-#include "ops.h"
-#include "parts.h"
+#include "attention_tiles.h"
 
 namespace tenarai {
 namespace TENARAI_ISA {
 namespace {
 
+// Keys or values of one head: in place, or a copy with the rows side by side, where the rows of
+// many heads would lie pages apart and be read many times.
+struct Rows {
+  const float* p;
+  i64 stride;
+};
+Rows rows_of(const float* x, Strides s, const Panel& panel, float* copy, i64 S, i64 D, bool many) {
+  const float* from = x + panel.key(s, 0);
+  if (!many || s.t == D) return {from, s.t};
+  copy_rows(copy, D, from, s.t, S, D);
+  return {copy, D};
+}
+
 float dot(const float* a, const float* b, i64 n) {
-  float s = 0;
-  for (i64 i = 0; i < n; ++i) s += a[i] * b[i];
-  return s;
+  vf total = {};
+  i64 i = 0;
+  for (; i + kLanes <= n; i += kLanes) total += load(a + i) * load(b + i);
+  if (i < n) total += load_n(a + i, n - i) * load_n(b + i, n - i);
+  return sum(total);
 }
-void axpy(float* y, float a, const float* x, i64 n) {
-  for (i64 i = 0; i < n; ++i) y[i] += a * x[i];
+
+struct ForwardTiles {
+  float *q, *y, *p;         // (D, 64), (D, 64), (64 keys, 64)
+  float *top, *total;       // (64): m and l
+  float *k_copy, *v_copy;   // (S, D)
+
+  void lay(Cut& cut, const AttentionShape& s) {
+    q = cut(s.D * kPanel), y = cut(s.D * kPanel), p = cut(kKeyTile * kPanel);
+    top = cut(kPanel), total = cut(kPanel);
+    k_copy = cut(s.S * s.D), v_copy = cut(s.S * s.D);
+  }
+};
+
+// For kLanes queries: a becomes p = 2^(a − m), m rises, and l and y so far shrink by
+// 2^(old m − new m).
+void softmax_column(const ForwardTiles& w, const KeyTile& tile, i64 column, i64 rows, i64 D) {
+  float* p = w.p + column;
+  const i64 free = at_most(tile.free_rows(column), rows);
+  const bool first = tile.first == 0;
+  const vf old = first ? broadcast(-INFINITY) : load(w.top + column);
+  vf top = old, total = {};
+  for (i64 s = 0; s < free; ++s) top = max(top, load(p + s * kPanel));
+  for (i64 s = free; s < rows; ++s) {
+    store(p + s * kPanel, tile.mask(load(p + s * kPanel), column, s, -INFINITY));
+    top = max(top, load(p + s * kPanel));
+  }
+  for (i64 s = 0; s < rows; ++s) {
+    const vf e = exp2_weight(load(p + s * kPanel) - top);
+    total += e;
+    store(p + s * kPanel, e);
+  }
+  const vf shrink = exp2_weight(old - top);
+  store(w.top + column, top);
+  store(w.total + column, first ? total : load(w.total + column) * shrink + total);
+  if (first) return;
+  for (i64 d = 0; d < D; ++d) {
+    float* y = w.y + d * kPanel + column;
+    store(y, load(y) * shrink);
+  }
 }
-template <class P>
-P* row(P* p, Strides s, i64 b, i64 t, i64 h) {
-  return p + b * s.b + t * s.t + h * s.h;
+
+void forward_panel(const AttentionForward& f, const AttentionShape& shape, const ForwardTiles& w,
+                   const Panel& panel, Rows k, Rows v) {
+  const i64 D = shape.D, width = round_up(panel.count, kLanes);
+  transpose(w.q, kPanel, f.q + panel.query(f.qs), f.qs.t, panel.count, D, shape.scale * kLog2E,
+            true);
+  for (i64 s = 0; s < panel.keys; s += kKeyTile) {
+    const KeyTile tile(shape, panel, s);
+    for (i64 strip = 0; strip < width; strip += kStrip) {
+      const i64 n = at_most(width - strip, kStrip), rows = tile.rows(strip + n - 1);
+      if (rows == 0) continue;
+      float *q = w.q + strip, *y = w.y + strip, *p = w.p + strip;
+      tile_product<Left::rows>(p, kPanel, k.p + s * k.stride, k.stride, q, kPanel, rows, n, D,
+                               false);
+      for (i64 i = 0; i < n; i += kLanes) softmax_column(w, tile, strip + i, rows, D);
+      tile_product<Left::columns>(y, kPanel, v.p + s * v.stride, v.stride, p, kPanel, D, n, rows,
+                                  s > 0);
+    }
+  }
+  for (i64 i = 0; i < width; i += kLanes) {
+    const vf share = 1.0f / load(w.total + i);
+    for (i64 d = 0; d < D; ++d) store(w.y + d * kPanel + i, load(w.y + d * kPanel + i) * share);
+  }
+  transpose(f.y + panel.query(f.ys), f.ys.t, w.y, kPanel, D, panel.count, 1.0f, false);
+  float* lse = f.lse + (panel.b * shape.H + panel.h) * shape.T + panel.t;
+  for (i64 i = 0; i < panel.count; ++i) lse[i] = w.top[i] * kLn2 + logf(w.total[i]);
 }
-i64 seen(const AttentionShape& s, i64 t) { return s.causal ? t + s.S - s.T + 1 : s.S; }
+
+struct BackwardTiles {
+  float *q_t, *dy_t, *dq_t;  // (D, 64): transposed
+  float *q, *dy;             // (64, W): rows as wide as whole vectors
+  float *p, *da;             // (64 keys, 64)
+  float *lse, *delta;        // (64): ℓ in base 2, and D_t
+  float *k_copy, *v_copy;    // (S, D)
+  float *dk, *dv;            // (units, S, W): the sums over a unit's queries
+
+  void lay(Cut& cut, const AttentionShape& s, const i64& units) {
+    const i64 W = round_up(s.D, kLanes);
+    q_t = cut(s.D * kPanel), dy_t = cut(s.D * kPanel), dq_t = cut(s.D * kPanel);
+    q = cut(kPanel * W), dy = cut(kPanel * W);
+    p = cut(kKeyTile * kPanel), da = cut(kKeyTile * kPanel), lse = cut(kPanel), delta = cut(kPanel);
+    k_copy = cut(s.S * s.D), v_copy = cut(s.S * s.D);
+    dk = cut(units * s.S * W), dv = cut(units * s.S * W);
+  }
+};
+
+// For kLanes queries: p = 2^(a − ℓ) and da = p (dp − D_t), where a and dp stood.
+void scores_backward_column(const BackwardTiles& w, const KeyTile& tile, i64 column, i64 rows) {
+  const vf lse = load(w.lse + column), delta = load(w.delta + column);
+  const i64 free = at_most(tile.free_rows(column), rows);
+  for (i64 s = 0; s < rows; ++s) {
+    float *p = w.p + s * kPanel + column, *da = w.da + s * kPanel + column;
+    vf weight = exp2_weight(load(p) - lse);
+    if (s >= free) weight = tile.mask(weight, column, s, 0);
+    store(p, weight);
+    store(da, weight * (load(da) - delta));
+  }
+}
+
+// The panel's q, dy, ℓ and D_t into the tiles, each the way that a product wants it.
+void load_panel(const AttentionBackward& f, const AttentionShape& shape, const BackwardTiles& w,
+                const Panel& panel) {
+  const i64 D = shape.D, W = round_up(D, kLanes);
+  const float *dy = f.dy + panel.query(f.dys), *y = f.y + panel.query(f.ys);
+  copy_rows(w.q, W, f.q + panel.query(f.qs), f.qs.t, panel.count, D);
+  copy_rows(w.dy, W, dy, f.dys.t, panel.count, D);
+  transpose(w.q_t, kPanel, w.q, W, panel.count, D, shape.scale * kLog2E, true);
+  transpose(w.dy_t, kPanel, w.dy, W, panel.count, D, 1.0f, true);
+  const float* lse = f.lse + (panel.b * shape.H + panel.h) * shape.T + panel.t;
+  for (i64 t = 0; t < kPanel; ++t) {
+    w.lse[t] = t < panel.count ? lse[t] * kLog2E : 0;
+    w.delta[t] = t < panel.count ? dot(w.dy + t * W, y + t * f.ys.t, D) : 0;
+  }
+}
+
+void backward_panel(const AttentionBackward& f, const AttentionShape& shape, const BackwardTiles& w,
+                    const Panel& panel, Rows k, Rows v, float* dk, float* dv) {
+  const i64 D = shape.D, W = round_up(D, kLanes), width = round_up(panel.count, kLanes);
+  load_panel(f, shape, w, panel);
+  for (i64 s = 0; s < panel.keys; s += kKeyTile) {
+    const KeyTile tile(shape, panel, s);
+    const float *k_tile = k.p + s * k.stride, *v_tile = v.p + s * v.stride;
+    for (i64 strip = 0; strip < width; strip += kStrip) {
+      const i64 n = at_most(width - strip, kStrip), rows = tile.rows(strip + n - 1);
+      if (rows == 0) continue;
+      float *p = w.p + strip, *da = w.da + strip;
+      tile_product<Left::rows>(p, kPanel, k_tile, k.stride, w.q_t + strip, kPanel, rows, n, D,
+                               false);
+      tile_product<Left::rows>(da, kPanel, v_tile, v.stride, w.dy_t + strip, kPanel, rows, n, D,
+                               false);
+      for (i64 i = 0; i < n; i += kLanes) scores_backward_column(w, tile, strip + i, rows);
+      tile_product<Left::columns>(w.dq_t + strip, kPanel, k_tile, k.stride, da, kPanel, D, n, rows,
+                                  s > 0);
+    }
+    for (i64 row = 0; row < tile.count; row += kTileRows) {  // the sums begin on the diagonal
+      const i64 rows = at_most(tile.count - row, kTileRows), from = tile.first_query(row);
+      const float *p = w.p + row * kPanel + from, *da = w.da + row * kPanel + from;
+      tile_product<Left::rows>(dv + (s + row) * W, W, p, kPanel, w.dy + from * W, W, rows, W,
+                               panel.count - from, true);
+      tile_product<Left::rows>(dk + (s + row) * W, W, da, kPanel, w.q + from * W, W, rows, W,
+                               panel.count - from, true);
+    }
+  }
+  transpose(f.dq + panel.query(f.dqs), f.dqs.t, w.dq_t, kPanel, D, panel.count, shape.scale, false);
+}
+
+// to[i] = scale · Σ from[part][i]
+void sum_parts(float* to, const float* const* from, i64 parts, i64 offset, i64 n, float scale) {
+  for (i64 i = 0; i < n; ++i) {
+    float sum = from[0][offset + i];
+    for (i64 part = 1; part < parts; ++part) sum += from[part][offset + i];
+    to[i] = sum * scale;
+  }
+}
 
 }  // namespace
 
-void attention_forward(Pool& pool, const AttentionForward& a, const AttentionShape& s) {
-  for_parts(pool, s.B * s.H * s.T, s.S * s.D, 1, [&](int thread, i64 begin, i64 end) {
-    float* p = static_cast<float*>(pool.scratch(thread, s.S * sizeof(float)));
-    for (i64 i = begin; i < end; ++i) {
-      const i64 t = i % s.T, h = i / s.T % s.H, b = i / s.T / s.H, kh = h / (s.H / s.K);
-      const i64 n = seen(s, t);
-      float top = -INFINITY, total = 0;
-      for (i64 j = 0; j < n; ++j) {
-        p[j] = s.scale * dot(row(a.q, a.qs, b, t, h), row(a.k, a.ks, b, j, kh), s.D);
-        top = p[j] > top ? p[j] : top;
-      }
-      for (i64 j = 0; j < n; ++j) total += p[j] = expf(p[j] - top);
-      float* y = row(a.y, a.ys, b, t, h);
-      for (i64 d = 0; d < s.D; ++d) y[d] = 0;
-      for (i64 j = 0; j < n; ++j) axpy(y, p[j] / total, row(a.v, a.vs, b, j, kh), s.D);
-      a.lse[i] = top + logf(total);
+void attention_forward(Pool& pool, const AttentionForward& f, const AttentionShape& s) {
+  if (s.T == 0 || s.S == 0 || s.D == 0) return;
+  const Division work(s, pool);
+  work.run(pool, [&](int thread, Range units) {
+    const auto w = tiles_of<ForwardTiles>(pool, thread, s);
+    for (i64 unit = units.begin; unit < units.end; ++unit) {
+      const Range panels = work.panels_of(unit);
+      if (panels.begin == panels.end) continue;
+      const Panel any = work.panel(unit, panels.begin);
+      const bool many = panels.end - panels.begin > 1;
+      const Rows k = rows_of(f.k, f.ks, any, w.k_copy, s.S, s.D, many);
+      const Rows v = rows_of(f.v, f.vs, any, w.v_copy, s.S, s.D, many);
+      for (i64 i = panels.begin; i < panels.end; ++i)
+        forward_panel(f, s, w, work.panel(unit, i), k, v);
     }
   });
 }
 
-void attention_backward(Pool& pool, const AttentionBackward& a, const AttentionShape& s) {
-  const i64 group = s.H / s.K;
-  for_parts(pool, s.B * s.K, s.S * s.T * s.D, 1, [&](int, i64 begin, i64 end) {
-    for (i64 i = begin; i < end; ++i) {
-      const i64 kh = i % s.K, b = i / s.K;
-      for (i64 j = 0; j < s.S; ++j)
-        for (i64 d = 0; d < s.D; ++d)
-          row(a.dk, a.dks, b, j, kh)[d] = row(a.dv, a.dvs, b, j, kh)[d] = 0;
-      for (i64 h = kh * group; h < (kh + 1) * group; ++h)
-        for (i64 t = 0; t < s.T; ++t) {
-          const float *q = row(a.q, a.qs, b, t, h), *dy = row(a.dy, a.dys, b, t, h);
-          const float lse = a.lse[(b * s.H + h) * s.T + t];
-          const float mean = dot(dy, row(a.y, a.ys, b, t, h), s.D);
-          float* dq = row(a.dq, a.dqs, b, t, h);
-          for (i64 d = 0; d < s.D; ++d) dq[d] = 0;
-          for (i64 j = 0; j < seen(s, t); ++j) {
-            const float* k = row(a.k, a.ks, b, j, kh);
-            const float p = expf(s.scale * dot(q, k, s.D) - lse);
-            const float ds = s.scale * p * (dot(dy, row(a.v, a.vs, b, j, kh), s.D) - mean);
-            axpy(row(a.dv, a.dvs, b, j, kh), p, dy, s.D);
-            axpy(row(a.dk, a.dks, b, j, kh), ds, q, s.D);
-            axpy(dq, ds, k, s.D);
-          }
-        }
+void attention_backward(Pool& pool, const AttentionBackward& f, const AttentionShape& s) {
+  if (s.T == 0 || s.S == 0 || s.D == 0) return;
+  const Division work(s, pool);
+  const i64 W = round_up(s.D, kLanes), size = s.S * W;
+  const auto tiles = [&](i64 thread) {
+    const Range units = work.units_of(thread);
+    return tiles_of<BackwardTiles>(pool, thread, s, work.parts > 1 ? units.end - units.begin : 1);
+  };
+  // dk and dv of a head's keys, from the parts of its queries.
+  const auto write = [&](i64 head, const float* const* dk, const float* const* dv, Range keys) {
+    const i64 b = head / s.K, kh = head % s.K;
+    for (i64 row = keys.begin; row < keys.end; ++row) {
+      sum_parts(f.dk + b * f.dks.b + row * f.dks.t + kh * f.dks.h, dk, work.parts, row * W, s.D,
+                s.scale);
+      sum_parts(f.dv + b * f.dvs.b + row * f.dvs.t + kh * f.dvs.h, dv, work.parts, row * W, s.D,
+                1.0f);
+    }
+  };
+  work.run(pool, [&](int thread, Range units) {
+    const BackwardTiles w = tiles(thread);
+    for (i64 unit = units.begin; unit < units.end; ++unit) {
+      const i64 slot = work.parts > 1 ? unit - units.begin : 0;
+      float *dk = w.dk + slot * size, *dv = w.dv + slot * size;
+      for (i64 i = 0; i < size; ++i) dk[i] = dv[i] = 0;
+      const Range panels = work.panels_of(unit);
+      const Panel any = work.panel(unit, panels.begin);
+      const bool many = panels.end - panels.begin > 1;
+      const Rows k = rows_of(f.k, f.ks, any, w.k_copy, s.S, s.D, many);
+      const Rows v = rows_of(f.v, f.vs, any, w.v_copy, s.S, s.D, many);
+      for (i64 i = panels.begin; i < panels.end; ++i)
+        backward_panel(f, s, w, work.panel(unit, i), k, v, dk, dv);
+      if (work.parts == 1) write(unit, &dk, &dv, {0, s.S});
+    }
+  });
+  if (work.parts == 1) return;
+  parallel(pool, [&](int thread) {
+    const float *dk[kMaxParts], *dv[kMaxParts];
+    for (i64 head = 0; head < s.B * s.K; ++head) {
+      for (i64 part = 0; part < work.parts; ++part) {
+        const i64 unit = head * work.parts + part, owner = work.thread_of(unit);
+        const BackwardTiles w = tiles(owner);
+        dk[part] = w.dk + (unit - work.units_of(owner).begin) * size;
+        dv[part] = w.dv + (unit - work.units_of(owner).begin) * size;
+      }
+      write(head, dk, dv, split(s.S, pool.threads(), thread));
     }
   });
 }

@@ -1,0 +1,173 @@
+// What attention's forward and backward share: how the work is divided, what a tile of keys is to a
+// panel of queries, the power of two.
+#pragma once
+
+#include "math.h"
+#include "ops.h"
+#include "tile.h"
+
+namespace tenarai {
+namespace TENARAI_ISA {
+
+constexpr i64 kPanel = 64;                     // queries
+constexpr i64 kKeyTile = 64;                   // keys
+constexpr i64 kMaxParts = 256;
+constexpr i64 kStrip = kTileVectors * kLanes;  // queries as wide as a product's block
+static_assert(kPanel % kStrip == 0, "a panel is whole strips");
+
+constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
+
+// 2^x for x up to 126. Where x < -125 it is 2^-125: beside a greatest weight of 1 that is nothing.
+// 2^x = 2^n 2^f with |f| <= 1/2, 2^f = 1 + f P(f) to 9e-8 (minimax).
+TENARAI_INLINE vf exp2_weight(vf x) {
+  const float round = 12582912.0f;  // 1.5 · 2^23: adding it leaves the integer in the low bits
+  x = max(broadcast(-125.0f), x);   // in this order a NaN stays
+  const vf t = x + round, f = x - (t - round);
+  vf p = f * 1.326472725e-3f + 9.671512688e-3f;
+  p = p * f + 5.550733744e-2f;
+  p = p * f + 0.2402224208f;
+  p = p * f + 0.6931469776f;
+  p = p * f + 1.0f;
+  return from_bits(bits(p) + (bits(t) << 23));
+}
+
+TENARAI_INLINE i64 at_least(i64 x, i64 low) { return x > low ? x : low; }
+TENARAI_INLINE i64 at_most(i64 x, i64 high) { return x < high ? x : high; }
+TENARAI_INLINE i64 round_up(i64 n, i64 unit) { return (n + unit - 1) / unit * unit; }
+
+// Up to 64 queries of one head, and the keys that the last of them sees.
+struct Panel {
+  i64 b, h, kh, t, count, keys;
+  i64 query(Strides s) const { return b * s.b + t * s.t + h * s.h; }
+  i64 key(Strides s, i64 row) const { return b * s.b + row * s.t + kh * s.h; }
+};
+
+// A panel against the keys from `first` on: query t0 + q sees row s of the tile where
+// s <= diagonal + q.
+struct KeyTile {
+  i64 first, count, diagonal;
+
+  KeyTile(const AttentionShape& shape, const Panel& panel, i64 first_key)
+      : first(first_key),
+        count(at_most(panel.keys - first_key, kKeyTile)),
+        diagonal(shape.causal ? panel.t + shape.S - shape.T - first_key : kKeyTile) {}
+
+  // The rows that some of the queries up to q see, in whole blocks of a product.
+  i64 rows(i64 q) const {
+    return at_most(round_up(at_least(diagonal + q + 1, 0), kTileRows), count);
+  }
+  // The rows that all queries from q on see: no mask there.
+  i64 free_rows(i64 q) const { return at_most(at_least(diagonal + q + 1, 0), count); }
+  // The first query that sees a row.
+  i64 first_query(i64 row) const { return at_least(row - diagonal, 0); }
+
+  // x in the lanes q, q + 1, ... whose query sees the row; `hidden` in the others.
+  vf mask(vf x, i64 q, i64 row, float hidden) const {
+    return lane_numbers() >= static_cast<int32_t>(row - diagonal - q) ? x : broadcast(hidden);
+  }
+  static vi lane_numbers() {
+    vi lane;
+    for (int i = 0; i < kLanes; ++i) lane[i] = i;
+    return lane;
+  }
+};
+
+// The division of the work. A unit is a part of the queries that share a batch and a key head; the
+// parts are as many as it takes to give each thread nearly as much, and hold about as many scores.
+struct Division {
+  const AttentionShape& shape;
+  i64 threads, panels, parts = 1;
+
+  Division(const AttentionShape& s, const Pool& pool)
+      : shape(s), threads(pool.threads()), panels(s.H / s.K * ((s.T + kPanel - 1) / kPanel)) {
+    const i64 heads = s.B * s.K, work = heads * panels * s.S * s.D;
+    if (work < 4096) threads = 1;
+    double best = 0;
+    const i64 most = at_most(at_most(panels, 2 * threads), kMaxParts);
+    for (i64 n = 1; n <= most && best < 0.9; ++n) {
+      const i64 rounds = (heads * n + threads - 1) / threads;
+      const double busy = static_cast<double>(heads * n) / static_cast<double>(rounds * threads);
+      if (busy > best) best = busy, parts = n;
+    }
+  }
+
+  i64 units() const { return shape.B * shape.K * parts; }
+  Range units_of(i64 thread) const {
+    return thread < threads ? split(units(), threads, thread) : Range{0, 0};
+  }
+  i64 thread_of(i64 unit) const {
+    i64 thread = 0;
+    while (unit >= units_of(thread).end) ++thread;
+    return thread;
+  }
+
+  Panel panel(i64 unit, i64 index) const {
+    const i64 per_head = panels / (shape.H / shape.K), head = unit / parts;
+    const i64 kh = head % shape.K, t = index % per_head * kPanel;
+    const i64 count = at_most(shape.T - t, kPanel);
+    return {head / shape.K, kh * (shape.H / shape.K) + index / per_head, kh, t, count,
+            shape.causal ? t + count + shape.S - shape.T : shape.S};
+  }
+  // The panels of a unit's part: those whose share of all keys seen begins in its share of the sum.
+  Range panels_of(i64 unit) const {
+    i64 sum = 0, before = 0;
+    for (i64 i = 0; i < panels; ++i) sum += panel(unit, i).keys;
+    const i64 part = unit % parts;
+    Range range = {panels, panels};
+    for (i64 i = 0; i < panels; ++i) {
+      const i64 owner = before * parts / sum;
+      if (owner == part && range.begin == panels) range.begin = i;
+      if (owner > part) {
+        range.end = i;
+        break;
+      }
+      before += panel(unit, i).keys;
+    }
+    if (range.begin > range.end) range.begin = range.end;
+    return range;
+  }
+
+  // f(thread, units): on each thread that has some.
+  template <class F>
+  void run(Pool& pool, F&& f) const {
+    if (threads == 1) return f(0, units_of(0));
+    parallel(pool, [&](int thread) {
+      const Range mine = units_of(thread);
+      if (mine.begin < mine.end) f(thread, mine);
+    });
+  }
+};
+
+// Memory cut from a thread's scratch: first counted (base null), then handed out.
+struct Cut {
+  float* base;
+  i64 used;
+  float* operator()(i64 floats) {
+    float* here = base ? base + used : nullptr;
+    used += round_up(floats, 16);
+    return here;
+  }
+};
+// A struct of pointers whose member lay(cut, args...) takes each from the cut.
+template <class Tiles, class... Args>
+static inline Tiles tiles_of(Pool& pool, i64 thread, const Args&... args) {
+  Tiles tiles;
+  Cut cut = {nullptr, 0};
+  tiles.lay(cut, args...);
+  const size_t bytes = static_cast<size_t>(cut.used) * sizeof(float);
+  cut = {static_cast<float*>(pool.scratch(static_cast<int>(thread), bytes)), 0};
+  tiles.lay(cut, args...);
+  return tiles;
+}
+
+// to (rows, width) = from (rows, n), width >= n, zeros between.
+static inline void copy_rows(float* to, i64 width, const float* from, i64 from_stride, i64 rows,
+                             i64 n) {
+  for (i64 r = 0; r < rows; ++r) {
+    std::memcpy(to + r * width, from + r * from_stride, static_cast<size_t>(n) * 4);
+    for (i64 i = n; i < width; ++i) to[r * width + i] = 0;
+  }
+}
+
+}  // namespace TENARAI_ISA
+}  // namespace tenarai
