@@ -5,33 +5,30 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
-
 from tenarai.errors import TenaraiError
-from tenarai.io import llmc
+from tenarai.io import checkpoint, llmc
 
-HUGGING_FACE, LLMC, SAFETENSORS, FOLDER, OTHER = (
-    "hugging_face",
-    "llmc",
-    "safetensors",
+HUGGING_FACE, LLMC, SAFETENSORS, CHECKPOINT, FOLDER = (
+    "Hugging Face folder",
+    "llm.c model",
+    "safetensors file",
+    "tenarai checkpoint",
     "folder",
-    "other",
 )
+READABLE = "a Hugging Face folder, llm.c's .bin, a tenarai checkpoint or run folder"
 
 
 def detect(path: str | os.PathLike[str]) -> str:
-    """One of the names above; FOLDER and OTHER are for the caller, who knows checkpoints.
+    """One of the names above. FOLDER is one without config.json: a run's, or no model at all.
 
-    Raises TenaraiError for what certainly is no model that can be read: a missing path, an empty
-    file, a web page, a GGUF file, a Git LFS pointer, Python's pickle.
+    Raises TenaraiError for what is no model that can be read: a missing path, an empty file, a
+    web page, a GGUF file, a Git LFS pointer, Python's pickle, token shards, anything else.
     """
     path = Path(path)
     if not path.exists():
         raise TenaraiError(f"{path}: no such file or folder: check the name")
     if path.is_dir():
-        if (path / "config.json").exists():
-            return HUGGING_FACE
-        return FOLDER
+        return HUGGING_FACE if (path / "config.json").exists() else FOLDER
     try:
         with path.open("rb") as f:
             start = f.read(512)
@@ -39,15 +36,21 @@ def detect(path: str | os.PathLike[str]) -> str:
         raise TenaraiError(f"cannot read {path}: {error.strerror}") from error
     if not start:
         raise TenaraiError(f"{path}: is empty: the download or the copy failed, do it again")
-    if start[:4] == np.array(llmc.MAGIC, "<i4").tobytes():
+    if start[:8] == checkpoint.MAGIC:
+        return CHECKPOINT
+    if start[:4] == llmc.MAGIC.to_bytes(4, "little"):
         return LLMC
     _refuse(path, start)
     if path.suffix == ".safetensors" or start[8:10] == b'{"':
         return SAFETENSORS
-    return OTHER
+    raise TenaraiError(f"{path}: is no model that can be read: name {READABLE}")
 
 
 def _refuse(path: Path, start: bytes) -> None:
+    """Raise for what is known and is not a model."""
+    for magic, what in ((20240520, "a shard of tokens"), (20240328, "a tokenizer")):
+        if start[:4] == magic.to_bytes(4, "little"):
+            raise TenaraiError(f"{path}: is {what} of llm.c, not a model: name the model's file")
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise TenaraiError(

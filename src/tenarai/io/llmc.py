@@ -26,7 +26,7 @@ karpathy/llm.c, `train_gpt2.py` (writes it) and `train_gpt2.c` (reads it).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -185,13 +185,13 @@ def to_float32(array: Array) -> Array:
 def write(
     path: str | os.PathLike[str],
     header: Header,
-    arrays: Mapping[str, Sequence[Array] | Array],
+    arrays: Mapping[str, Any],
     dtype: str = "float32",
 ) -> None:
     """Write a file, whole or not at all; wte is (V, C) and gets its padding here.
 
-    `arrays` has the names of SHAPES; one of a layer's tensors is a sequence of L arrays. `dtype`
-    "float32" is version 3, "bfloat16" version 5 (rounded to nearest even).
+    `arrays` has the names of SHAPES: an array each, for a layer's tensor a sequence of L arrays.
+    `dtype` "float32" is version 3, "bfloat16" version 5 (rounded to nearest even).
     Raises TenaraiError for a header that cannot be and for a wrong shape; WriteError.
     """
     path = Path(path)

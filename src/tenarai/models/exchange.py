@@ -199,10 +199,10 @@ def write_llmc(
     WriteError.
     """
     c = model.config
-    for name, value, theirs in (("gelu", c.gelu, "tanh"), ("norm_eps", c.norm_eps, 1e-5)):
-        if value != theirs:
+    for name, ours, theirs in (("gelu", c.gelu, "tanh"), ("norm_eps", c.norm_eps, 1e-5)):
+        if ours != theirs:
             raise TenaraiError(
-                f"{path}: llm.c computes with {name} = {theirs}, this model has {value}: its "
+                f"{path}: llm.c computes with {name} = {theirs}, this model with {ours}: its "
                 "results would differ; write a Hugging Face folder instead"
             )
     V = c.vocab_size
@@ -213,7 +213,7 @@ def write_llmc(
         return _value(params, name, shapes[name])
 
     arrays: dict[str, Any] = {
-        theirs: [value(ours.format(i)) for i in range(c.layers)] if "{}" in ours else value(ours)
-        for theirs, ours in LLMC.items()
+        key: [value(name.format(i)) for i in range(c.layers)] if "{}" in name else value(name)
+        for key, name in LLMC.items()
     }
     llmc.write(path, header, arrays, dtype)

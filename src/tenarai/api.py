@@ -1,0 +1,264 @@
+"""The Python API: `tenarai.load(path)` and the model that it gives.
+
+    model = tenarai.load("gpt2")                       # a Hugging Face folder
+    loss, grads = model.loss_and_grads(tokens, targets)
+    print(model.generate("Once upon a time", max_tokens=40, seed=1))
+    model.save("gpt2_124M.bin")                        # as llm.c reads it
+
+How files become weights stands in models/exchange.py, how text is made in infer/.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tenarai import tokenizers
+from tenarai.errors import TenaraiError
+from tenarai.infer.generate import generate_ids, start_of_text
+from tenarai.infer.sampler import Sampling
+from tenarai.io import formats
+from tenarai.models import exchange, snapshot
+from tenarai.models.gpt2 import GPT2, GPT2Config
+from tenarai.models.table import Weights
+from tenarai.tokenizers import Tokenizer
+
+Array = np.ndarray
+PathName = str | os.PathLike[str]
+IGNORED = (-100, -1)  # targets that do not count: PyTorch's and ours
+
+
+def load(path: PathName, *, threads: int | None = None, ops: Any = None) -> Model:
+    """Open a model: a Hugging Face folder, llm.c's .bin, a tenarai checkpoint or run folder.
+
+    `threads` are those of the kernels (one a core by default); `ops` takes other operations,
+    such as `tenarai.ops.reference`, which needs no compiled core. A tokenizer is opened where one
+    lies beside the weights. Raises TenaraiError that says what the path is and what to do.
+    """
+    path = Path(path)
+    kind = formats.detect(path)
+    if kind == formats.HUGGING_FACE:
+        model, params = exchange.read_hugging_face(path)
+    elif kind == formats.LLMC:
+        model, params = exchange.read_llmc(path)
+    elif kind == formats.SAFETENSORS:
+        raise TenaraiError(f"{path}: weights alone do not say their model: name the folder of them")
+    else:
+        model, params, document = snapshot.read(path)
+        tokenizer = None if document is None else tokenizers.from_document(document)
+        return Model(model, params, tokenizer, threads=threads, ops=ops)
+    return Model(model, params, _tokenizer(path, kind), threads=threads, ops=ops)
+
+
+def _tokenizer(path: Path, kind: str) -> Tokenizer | None:
+    """The tokenizer that lies with the weights. A damaged one is an error, a missing one is not."""
+    found = tokenizers.find(path if path.is_dir() else path.parent)
+    if found is None or (kind == formats.LLMC and found.suffix != ".bin"):
+        return None
+    return tokenizers.load(found)
+
+
+class Model:
+    """A language model with its weights. Not for two Python threads at once.
+
+    config: its numbers. tokenizer: may be None. params: name → float32 array, as trained here.
+    """
+
+    def __init__(
+        self,
+        model: GPT2,
+        params: Weights,
+        tokenizer: Tokenizer | None = None,
+        *,
+        threads: int | None = None,
+        ops: Any = None,
+    ):
+        self.model, self.params, self.tokenizer = model, params, tokenizer
+        self._threads, self._given_ops = threads, ops
+
+    @property
+    def config(self) -> GPT2Config:
+        return self.model.config
+
+    @cached_property
+    def ops(self) -> Any:
+        """The operations, made when first needed: opening and converting need no kernels."""
+        if self._given_ops is not None:
+            return self._given_ops
+        from tenarai.ops.fast import Fast
+
+        return Fast(threads=self._threads)
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"<GPT-2 of {self.params.count:,} weights: {c.layers} layers, {c.heads} heads, "
+            f"width {c.width}, context {c.context}, vocabulary {c.vocab_size}>"
+        )
+
+    def logits(self, tokens: Any) -> Array:
+        """Logits (B, T, V) float32 after each of tokens (B, T), or (T, V) of tokens (T,).
+
+        Raises TenaraiError: not whole numbers, outside the vocabulary, longer than the context.
+        """
+        ids = self._ids(tokens, "tokens")
+        logits = self.model.logits(self.ops, self.params, np.atleast_2d(ids))
+        return np.asarray(logits if ids.ndim == 2 else logits[0])
+
+    def loss_and_grads(self, tokens: Any, targets: Any) -> tuple[float, dict[str, Array]]:
+        """Mean cross-entropy of targets (B, T) after tokens (B, T), and its gradients.
+
+        Targets of -100 and -1 do not count. Gradients have Hugging Face's names, layout and
+        shapes, float32, as `named_parameters()` gives them: linear layers (I, O), the tied
+        embedding once, under `transformer.wte.weight`. No dropout is applied.
+        Raises TenaraiError as `logits` does, and where the two shapes differ.
+        """
+        ids = np.atleast_2d(self._ids(tokens, "tokens"))
+        wanted = np.atleast_2d(self._ids(targets, "targets", IGNORED))
+        if ids.shape != wanted.shape:
+            raise TenaraiError(
+                f"tokens have shape {ids.shape}, targets {wanted.shape}: give one target a token"
+            )
+        wanted = np.where(wanted < 0, np.int32(-1), wanted)
+        grads = Weights(self.params.table)
+        loss, saved = self.model.forward(self.ops, self.params, ids, wanted, grads)
+        self.model.backward(self.ops, self.params, saved, grads)
+        return float(loss), exchange.in_hugging_face_layout(grads)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] = "",
+        max_tokens: int = 100,
+        temperature: float = 1.0,
+        seed: int = 0,
+        *,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        stream: bool = False,
+        return_tokens: bool = False,
+    ) -> str | list[int] | Iterator[str] | Iterator[int]:
+        """What follows `prompt` (text, or token ids), without it, up to the end-of-text token.
+
+        A string; with `return_tokens` a list of ids; with `stream` an iterator over pieces of
+        text (or ids). `temperature` 0 always takes the most probable token; `top_k` 0 and `top_p`
+        1 cut nothing off. The same seed gives the same tokens.
+        Raises TenaraiError: settings out of bounds, text without a tokenizer, ids that are none.
+        """
+        sampling = Sampling(temperature, top_k, top_p)
+        for name, value in (("max_tokens", max_tokens), ("seed", seed)):
+            if value < 0:
+                raise TenaraiError(f"{name} is {value}, it must be at least 0")
+        ids = self._prompt(prompt)
+        if self.tokenizer is None and not return_tokens:
+            raise TenaraiError(
+                "this model came without a tokenizer, so it can give no text: "
+                "ask for return_tokens=True, or put a tokenizer.json beside it"
+            )
+        stop = self.tokenizer.eot if self.tokenizer else None
+        tokens = generate_ids(
+            self.ops, self.model, self.params, ids, max_tokens, sampling, seed, stop
+        )
+        if return_tokens:
+            return tokens if stream else list(tokens)
+        pieces = self._decoded(tokens)
+        return pieces if stream else "".join(pieces)
+
+    def save(self, path: PathName, dtype: str = "float32") -> list[str]:
+        """Write the model, in a format by suffix, and return what that format could not hold.
+
+        `.bin` is llm.c's file (`dtype` "float32" or "bfloat16"), `.tenarai` a checkpoint of
+        tenarai; anything else is a Hugging Face folder, tokenizer included.
+        Raises TenaraiError for a suffix of a format that cannot be written; WriteError.
+        """
+        path = Path(path)
+        if dtype != "float32" and path.suffix != ".bin":
+            raise TenaraiError(f"{path}: only llm.c's .bin can be written in {dtype}")
+        if path.suffix == ".bin":
+            exchange.write_llmc(path, self.model, self.params, dtype)
+            return ["the tokenizer: keep its file beside the model"] if self.tokenizer else []
+        if path.suffix == snapshot.SUFFIX:
+            document = self.tokenizer.to_json() if self.tokenizer else None
+            snapshot.write(path, self.model, self.params, document)
+            return []
+        if path.suffix in (".gguf", ".pt", ".pth", ".ckpt"):
+            raise TenaraiError(
+                f"{path}: {path.suffix} files cannot be written (yet): name a folder for Hugging "
+                f"Face's format, or a file ending in .bin (llm.c) or {snapshot.SUFFIX}"
+            )
+        files, end, left_out = _hugging_face_tokenizer(self.tokenizer, self.config)
+        exchange.write_hugging_face(path, self.model, self.params, files, end)
+        return left_out
+
+    def _prompt(self, prompt: str | Sequence[int]) -> Sequence[int]:
+        if not isinstance(prompt, str):
+            return [int(i) for i in self._ids(list(prompt), "prompt", context=False)]
+        if self.tokenizer is None:
+            raise TenaraiError(
+                "this model came without a tokenizer, so it cannot read text: "
+                "give the prompt as token ids, or put a tokenizer.json beside it"
+            )
+        return self.tokenizer.encode(prompt) or start_of_text(self.tokenizer)
+
+    def _decoded(self, tokens: Iterator[int]) -> Iterator[str]:
+        assert self.tokenizer is not None
+        decoder = self.tokenizer.stream()
+        yield from filter(None, map(decoder.push, tokens))
+        if rest := decoder.flush():
+            yield rest
+
+    def _ids(
+        self, given: Any, name: str, besides: tuple[int, ...] = (), context: bool = True
+    ) -> Array:
+        """`given` as int32 (T,) or (B, T), every id in the vocabulary or in `besides`."""
+        try:
+            ids = np.asarray(given)
+        except ValueError as error:  # rows of different lengths
+            raise TenaraiError(f"{name} are no array: give rows of one length") from error
+        if ids.dtype.kind not in "iu":
+            raise TenaraiError(f"{name} have type {ids.dtype}, expected whole numbers (token ids)")
+        if ids.ndim not in (1, 2) or not ids.size:
+            raise TenaraiError(f"{name} have shape {ids.shape}, expected (B, T) or (T,), not empty")
+        if context and ids.shape[-1] > self.config.context:
+            raise TenaraiError(
+                f"{name} are {ids.shape[-1]} in a row, the model's context is "
+                f"{self.config.context}: give shorter sequences"
+            )
+        V = self.config.vocab_size
+        wrong = ids[((ids < 0) | (ids >= V)) & ~np.isin(ids, besides)]
+        if wrong.size:
+            raise TenaraiError(f"{name} hold {wrong[0]}, ids of this model are 0 to {V - 1}")
+        return np.ascontiguousarray(ids, np.int32)
+
+
+def _hugging_face_tokenizer(
+    tokenizer: Tokenizer | None, config: GPT2Config
+) -> tuple[dict[str, bytes], int | None, list[str]]:
+    """Its files for a Hugging Face folder, the id that ends a text, and what is not held."""
+    if tokenizer is None:
+        return {}, None, []
+    document, left_out = tokenizer.to_json(), []
+    document = document.get("tokenizer", document)  # ours wraps theirs where eot needs saying
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": config.context,
+        "clean_up_tokenization_spaces": False,
+    }
+    files = {"tokenizer.json": document}
+    if "tenarai_tokenizer" in document:
+        left_out = [f"the {tokenizer.name} tokenizer for transformers: only tenarai reads its file"]
+    else:
+        if tokenizer.eot is not None:
+            end = tokenizer.decode([tokenizer.eot])
+            settings |= {"bos_token": end, "eos_token": end}
+        files["tokenizer_config.json"] = settings
+    encoded = {
+        name: json.dumps(value, ensure_ascii=False, indent=1).encode()
+        for name, value in files.items()
+    }
+    return encoded, tokenizer.eot, left_out
