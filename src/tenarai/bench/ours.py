@@ -1,0 +1,90 @@
+"""Our side of `bench train`: forward, backward and AdamW of GPT-2 on the kernels, a step a request.
+
+The same work as a step of the training loop with one micro-batch, its clipping left out, because
+the opponent does none either. Run as a program it serves steps (see `peer.py`).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from ..models.gpt2 import GPT2, GPT2Config
+from ..models.table import Weights
+from ..ops import Arena, Fast
+from .peer import Answer, serve
+
+
+class Step:
+    """A model, its optimiser's moments and its batches; `step(index)` is one step of training."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self.arena = Arena()
+        self.ops = Fast(request["threads"], isa=request.get("isa"), arena=self.arena)
+        self.model = GPT2(
+            GPT2Config(**request["config"]), recompute=request.get("recompute", False)
+        )
+        table = self.model.table()
+        self.params = Weights(table).initialise(0)
+        self.grads, self.m, self.v = (Weights(table) for _ in range(3))
+        self.settings = request["optimiser"]
+        self.batches = np.load(request["tokens"])  # (steps, B, T + 1)
+        self.count = 0
+        if request.get("save_weights"):
+            weights: dict[str, Any] = dict(self.params)
+            np.savez(request["save_weights"], **weights)
+        tokens = np.ascontiguousarray(self.batches[0, :, :-1])
+        self.plan = self.arena.plan(lambda: self.gradients(tokens, tokens))
+        self.arena.allocate(self.plan)
+
+    def gradients(self, tokens: np.ndarray, targets: np.ndarray) -> float:
+        loss, saved = self.model.forward(self.ops, self.params, tokens, targets, self.grads)
+        self.model.backward(self.ops, self.params, saved, self.grads)
+        return float(loss)
+
+    def __call__(self, request: dict[str, Any]) -> dict[str, Any]:
+        batch = self.batches[request["step"] % len(self.batches)]
+        tokens, targets = (np.ascontiguousarray(part) for part in (batch[:, :-1], batch[:, 1:]))
+        start = time.perf_counter()
+        self.grads.zero()
+        with self.arena.use(self.plan):
+            loss = self.gradients(tokens, targets)
+        self.count += 1
+        self.update()
+        return {"seconds": time.perf_counter() - start, "loss": loss}
+
+    def update(self) -> None:
+        """AdamW: the matrices decay, the vectors do not."""
+        settings = {k: v for k, v in self.settings.items() if k != "weight_decay"}
+        decayed, end = self.params.decayed, len(self.params.flat)
+        for part, decay in (
+            (slice(0, decayed), self.settings["weight_decay"]),
+            (slice(decayed, end), 0.0),
+        ):
+            self.ops.adamw_step(
+                *(weights.flat[part] for weights in (self.params, self.grads, self.m, self.v)),
+                **settings,
+                weight_decay=decay,
+                step=self.count,
+                grad_scale=1.0,
+            )
+
+
+def configure(request: dict[str, Any]) -> Answer:
+    """{"threads", "config" (of GPT2Config), "tokens" (.npy), "optimiser", "recompute", "isa",
+    "save_weights" (where the initial weights go, .npz)}."""
+    step = Step(request)
+
+    def answer(ask: dict[str, Any]) -> dict[str, Any]:
+        if "step" in ask:
+            return step(ask)
+        return {"isa": step.ops.isa, "activation_bytes": step.plan.bytes}
+
+    return answer
+
+
+if __name__ == "__main__":
+    sys.exit(serve(configure, "ours"))

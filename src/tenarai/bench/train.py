@@ -1,0 +1,289 @@
+"""`bench train`: a GPT-2 training step against the machine's GEMM rate and against PyTorch.
+
+Each side is a process of its own, and steps alternate (ours, theirs, ours, ...), so that whatever
+else the machine does falls on both. The peers are met one after the other: eager PyTorch at
+T = 1024 holds more than half of a small machine's memory. Losses must agree, or a speed would
+compare different work.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tenarai.errors import TenaraiError
+from tenarai.models.gpt2 import GPT2, GPT2Config
+
+from .limits import StepLimits
+from .peer import Peer, PeerError
+
+OPTIMISER = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
+LOSS_TOLERANCE = 1e-4  # relative; float32 sums in another order, magnified by some AdamW steps
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TrainBenchmark:
+    """What is measured: a model, its batch, and how often."""
+
+    config: GPT2Config
+    batch: int = 4  # B
+    time: int = 64  # T
+    threads: int = 2
+    steps: int = 5  # measured, after `warmup` that are not
+    warmup: int = 1
+    peers: tuple[str, ...] = ("eager", "compile")
+    recompute: bool = False
+    isa: str | None = None
+    malloc: bool = True  # glibc's settings that PyTorch gains from
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.time <= self.config.context:
+            raise TenaraiError(
+                f"-T {self.time}: the model's context is {self.config.context}: "
+                f"take a T from 1 to {self.config.context}"
+            )
+
+
+@dataclass
+class Side:
+    """One side's measured steps."""
+
+    seconds: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.seconds))
+
+
+def run(benchmark: TrainBenchmark, say: Say = lambda text: None) -> dict[str, Any]:
+    """Measures, and returns what `bench train --json` prints. Raises TenaraiError."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="tenarai-bench-") as folder:
+            return _run(benchmark, Path(folder), say)
+    except PeerError as error:
+        raise TenaraiError(f"the benchmark cannot go on: {error}") from error
+
+
+def _run(benchmark: TrainBenchmark, folder: Path, say: Say) -> dict[str, Any]:
+    model = GPT2(benchmark.config)
+    tokens = benchmark.batch * benchmark.time
+    flops = tokens * model.flops_per_token(benchmark.time)
+    _write_tokens(benchmark, folder)
+    say("GEMM rate of NumPy's BLAS at the step's shapes, first half ...")
+    config = benchmark.config
+    limits = StepLimits(
+        benchmark.batch * benchmark.time,
+        config.layers,
+        config.width,
+        config.vocab_size,
+        benchmark.threads,
+    )
+    limits.measure()
+    ours, result_of_peers = Side(), {}
+    if not benchmark.peers:
+        _alternate(benchmark, folder, ours, None, say)
+    for name in benchmark.peers:
+        mine, theirs = Side(), Side()
+        try:
+            _alternate(benchmark, folder, mine, (name, theirs), say)
+            result_of_peers[name] = _compared(mine, theirs, tokens, flops)
+        except PeerError as error:
+            if not mine.seconds or error.peer == "ours":
+                raise
+            say(f"{name}: {error}")
+            result_of_peers[name] = {"error": str(error)}
+        ours.seconds += mine.seconds
+        ours.losses = ours.losses or mine.losses
+        ours.peak_bytes = max(ours.peak_bytes, mine.peak_bytes)
+    say("GEMM rate, second half ...")
+    limits.measure()
+    return _result(benchmark, model, ours, result_of_peers, limits, flops)
+
+
+def _write_tokens(benchmark: TrainBenchmark, folder: Path) -> None:
+    shape = (benchmark.warmup + benchmark.steps, benchmark.batch, benchmark.time + 1)
+    tokens = np.random.default_rng(0).integers(0, benchmark.config.vocab_size, shape)
+    np.save(folder / "tokens.npy", tokens.astype(np.int32))
+
+
+def _alternate(
+    benchmark: TrainBenchmark,
+    folder: Path,
+    mine: Side,
+    peer: tuple[str, Side] | None,
+    say: Say,
+) -> None:
+    """Ours, theirs, ours, theirs, ...; the first `warmup` steps of each do not count."""
+    common = {
+        "threads": benchmark.threads,
+        "tokens": str(folder / "tokens.npy"),
+        "optimiser": OPTIMISER,
+    }
+    weights = str(folder / "weights.npz")
+    ours = common | {
+        "config": asdict(benchmark.config),
+        "recompute": benchmark.recompute,
+        "isa": benchmark.isa,
+        "save_weights": weights if peer else None,
+    }
+    processes: list[tuple[str, Peer, Side]] = []
+    try:
+        process = Peer("tenarai.bench.ours", benchmark.threads, ours)
+        processes.append(("ours", process, mine))
+        if peer is not None:
+            name, theirs = peer
+            configuration = common | {
+                "config": _torch_config(benchmark.config),
+                "weights": weights,
+                "compile": name == "compile",
+            }
+            process = Peer(
+                "tenarai.bench.torch_peer",
+                benchmark.threads,
+                configuration,
+                malloc=benchmark.malloc,
+            )
+            processes.append((name, process, theirs))
+        for index in range(benchmark.warmup + benchmark.steps):
+            for name, process, side in processes:
+                time.sleep(0.05)  # the other's threads fall asleep
+                answer = process.ask({"step": index})
+                if index >= benchmark.warmup:
+                    side.seconds.append(answer["seconds"])
+                side.losses.append(answer["loss"])
+                side.peak_bytes = max(side.peak_bytes, process.peak_bytes)
+                note = "" if index >= benchmark.warmup else " (warm-up)"
+                say(f"{name:8} step {index}: {answer['seconds']:.3f} s{note}")
+    finally:
+        for _, process, _ in processes:
+            process.close()
+
+
+def _torch_config(config: GPT2Config) -> dict[str, Any]:
+    if not config.bias or config.dropout or config.gelu != "tanh":
+        raise TenaraiError("the PyTorch peer has biases, the tanh GELU and no dropout")
+    return {
+        "layers": config.layers,
+        "heads": config.heads,
+        "channels": config.width,
+        "context": config.context,
+        "vocabulary": config.vocab_size,
+    }
+
+
+def _compared(mine: Side, theirs: Side, tokens: int, flops: int) -> dict[str, Any]:
+    """The peer's figures, and ours over its in the same rounds."""
+    difference = max(abs(a - b) / abs(b) for a, b in zip(mine.losses, theirs.losses, strict=True))
+    if not difference < LOSS_TOLERANCE:
+        raise TenaraiError(
+            f"the losses differ by {difference:.1e} relative (ours {mine.losses}, PyTorch's "
+            f"{theirs.losses}): the two sides did not do the same work, so no speed is told"
+        )
+    return {
+        "seconds": theirs.median,
+        "all_seconds": theirs.seconds,
+        "tokens_per_s": tokens / theirs.median,
+        "gflops": flops / theirs.median / 1e9,
+        "peak_bytes": theirs.peak_bytes,
+        "losses": theirs.losses,
+        "loss_difference": difference,
+        "speedup": theirs.median / mine.median,
+        "speedup_of_best": min(theirs.seconds) / min(mine.seconds),
+    }
+
+
+def _result(
+    benchmark: TrainBenchmark,
+    model: GPT2,
+    ours: Side,
+    peers: dict[str, dict[str, Any]],
+    limits: StepLimits,
+    flops: int,
+) -> dict[str, Any]:
+    limit = limits.report()
+    gflops = flops / ours.median / 1e9
+    return {
+        "benchmark": "train",
+        "machine": machine(),
+        "config": asdict(benchmark.config),
+        "parameters": sum(param.size for param in model.table()),
+        "batch": benchmark.batch,
+        "time": benchmark.time,
+        "threads": benchmark.threads,
+        "steps": benchmark.steps,
+        "gflop_per_step": flops / 1e9,
+        "seconds": ours.median,
+        "all_seconds": ours.seconds,
+        "tokens_per_s": benchmark.batch * benchmark.time / ours.median,
+        "gflops": gflops,
+        "fraction_of_limit": gflops / limit["gemm_gflops"],
+        "peak_bytes": ours.peak_bytes,
+        "losses": ours.losses,
+        "speedup_vs_eager": peers.get("eager", {}).get("speedup"),
+        "speedup_vs_compile": peers.get("compile", {}).get("speedup"),
+        "limit": limit,
+        "peers": peers,
+    }
+
+
+def machine() -> dict[str, str]:
+    """What was measured on: the CPU's name, Python, NumPy, and PyTorch where it is installed."""
+    name = platform.processor()
+    try:
+        text = Path("/proc/cpuinfo").read_text("utf-8")
+        name = next(
+            line.split(":", 1)[1].strip()
+            for line in text.splitlines()
+            if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        pass
+    versions = {"cpu": name, "python": platform.python_version(), "numpy": np.__version__}
+    if torch_is_installed():
+        from importlib.metadata import version
+
+        versions["torch"] = version("torch")
+    return versions
+
+
+def torch_is_installed() -> bool:
+    return importlib.util.find_spec("torch") is not None
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result for people."""
+    lines = [
+        f"GPT-2, {result['parameters'] / 1e6:.1f} M parameters, B = {result['batch']}, "
+        f"T = {result['time']}, {result['threads']} threads: {result['gflop_per_step']:.1f} GFLOP "
+        "a step",
+        "",
+        f"{'':10}{'s/step':>9}{'tokens/s':>11}{'GFLOP/s':>10}{'peak MB':>10}{'ours is':>10}",
+    ]
+    for name, side in [("tenarai", result), *result["peers"].items()]:
+        if "error" in side:
+            lines.append(f"{name:10}{side['error']}")
+            continue
+        times = f"{side['speedup']:.2f}x" if "speedup" in side else ""
+        lines.append(
+            f"{name:10}{side['seconds']:9.3f}{side['tokens_per_s']:11.1f}{side['gflops']:10.1f}"
+            f"{side['peak_bytes'] / 1e6:10.0f}{times:>10}"
+        )
+    limit = result["limit"]
+    lines += [
+        "",
+        f"limit: NumPy's BLAS at these shapes {limit['gemm_gflops']:.1f} GFLOP/s (best), reading "
+        f"memory {limit['read_gb_per_s']:.1f} GB/s. The step is at "
+        f"{100 * result['fraction_of_limit']:.1f} % of the GEMM rate.",
+    ]
+    return "\n".join(lines)

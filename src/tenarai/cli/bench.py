@@ -1,0 +1,147 @@
+"""`tenarai bench`: speed, next to the machine's own limits and to PyTorch where it is installed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+VOCABULARIES = {"gpt2": 50257, "char": 65, "byte": 256}  # of a preset's tokenizer
+
+TRAIN_EXAMPLES = """
+\b
+Examples:
+  tenarai bench train --preset gpt2 -b 4 -T 64 --threads 2 --vs torch
+      a step of GPT-2 124M, beside PyTorch eager and compiled
+  tenarai bench train --preset gpt2 -b 4 -T 1024 --steps 2 --json
+      one line of JSON, no peer
+  tenarai bench train --preset char -b 12 -T 64 --vs eager
+      nanoGPT's recipe for a CPU
+"""
+
+OPS_EXAMPLES = """
+\b
+Examples:
+  tenarai bench ops
+      every op at GPT-2's shapes, beside PyTorch where it is installed
+  tenarai bench ops --only attention --threads 2
+      one kind of op
+  tenarai bench ops --vs none --json
+      one line of JSON, no peer
+"""
+
+PEERS = {"none": (), "torch": ("eager", "compile"), "eager": ("eager",), "compile": ("compile",)}
+
+threads_option = click.option("--threads", "-t", type=click.IntRange(1), default=None,
+                              help="All of this process's cores by default.")  # fmt: skip
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one line of JSON only.")
+
+
+@click.group()
+def bench() -> None:
+    """Measure speed against the machine's limits and against peers.
+
+    The last line on stdout is one line of JSON.
+    """
+
+
+@bench.command(epilog=TRAIN_EXAMPLES)
+@click.option("--preset", default="gpt2", show_default=True, help="The model's shape.")
+@click.option("-b", "--batch", type=click.IntRange(1), default=4, show_default=True)
+@click.option("-T", "--time", "length", type=click.IntRange(1), default=64, show_default=True,
+              help="Tokens a sequence.")  # fmt: skip
+@threads_option
+@click.option("--steps", type=click.IntRange(1), default=5, show_default=True,
+              help="Steps measured a side, after one that is not.")  # fmt: skip
+@click.option("--vs", type=click.Choice(list(PEERS)), default="none", show_default=True)
+@click.option("--recompute", is_flag=True, help="Keep only the blocks' inputs (less memory).")
+@click.option("--isa", default=None, help="Instruction set of our kernels; the best by default.")
+@click.option("--plain-malloc", is_flag=True, help="PyTorch without the malloc settings it likes.")
+@json_option
+def train(
+    preset: str,
+    batch: int,
+    length: int,
+    threads: int | None,
+    steps: int,
+    vs: str,
+    recompute: bool,
+    isa: str | None,
+    plain_malloc: bool,
+    as_json: bool,
+) -> None:
+    """Time training steps: forward, backward and AdamW."""
+    from tenarai.bench import train as measured
+    from tenarai.ops.fast import default_threads
+
+    benchmark = measured.TrainBenchmark(
+        _config(preset),
+        batch=batch,
+        time=length,
+        threads=threads or default_threads(),
+        steps=steps,
+        peers=_peers(vs),
+        recompute=recompute,
+        isa=isa,
+        malloc=not plain_malloc,
+    )
+    result = measured.run(benchmark, _say) | {"preset": preset}
+    _show(result, measured.table, as_json)
+
+
+@bench.command(epilog=OPS_EXAMPLES)
+@threads_option
+@click.option("--only", default="", help="Only ops whose names contain this.")
+@click.option("--vs", type=click.Choice(["none", "torch"]), default=None,
+              help="PyTorch where it is installed, by default.")  # fmt: skip
+@click.option("--isa", default=None, help="Instruction set of our kernels; the best by default.")
+@json_option
+def ops(threads: int | None, only: str, vs: str | None, isa: str | None, as_json: bool) -> None:
+    """Time each op, forward and backward, at GPT-2's shapes."""
+    from tenarai.bench import ops as measured
+    from tenarai.bench.train import torch_is_installed
+    from tenarai.ops.fast import default_threads
+
+    if vs == "torch":
+        _peers(vs)
+    torch = vs == "torch" or (vs is None and torch_is_installed())
+    result = measured.run(threads or default_threads(), only, torch=torch, isa=isa, say=_say)
+    _show(result, measured.table, as_json)
+
+
+def _config(preset: str) -> Any:
+    """The preset's model, with the vocabulary of its tokenizer."""
+    from tenarai.config import resolve
+    from tenarai.models.gpt2 import GPT2Config
+
+    settings = resolve(preset=preset)
+    data, model = settings.data, settings.model
+    return GPT2Config(
+        vocab_size=VOCABULARIES.get(data.tokenizer, data.vocab),
+        context=model.context,
+        layers=model.layers,
+        heads=model.heads,
+        width=model.width,
+    )
+
+
+def _peers(vs: str) -> tuple[str, ...]:
+    from tenarai.bench.train import torch_is_installed
+    from tenarai.errors import TenaraiError
+
+    if PEERS[vs] and not torch_is_installed():
+        raise TenaraiError(
+            f"--vs {vs}: PyTorch is not installed here: pip install torch, or --vs none"
+        )
+    return PEERS[vs]
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _show(result: dict[str, Any], table: Any, as_json: bool) -> None:
+    if not as_json:
+        click.echo(table(result) + "\n")
+    click.echo(json.dumps(result))
