@@ -81,7 +81,8 @@ def linear(
     return Case(name, inputs, forward, backward, torch_forward, weights, {}, True, ("x",))
 
 
-def gelu(shape: tuple[int, ...], approximate: str) -> Case:
+def gelu(shape: tuple[int, ...], approximate: str, spread: float = 3.0) -> Case:
+    """By default well into both tails."""
     name = f"gelu-{shape}-{approximate}"
 
     def torch_forward(x: dict[str, Any]) -> Any:
@@ -91,7 +92,7 @@ def gelu(shape: tuple[int, ...], approximate: str) -> Case:
 
     return Case(
         name,
-        {"x": 3 * _normal(name, x=shape)["x"]},  # well into both tails
+        {"x": spread * _normal(name, x=shape)["x"]},
         lambda ops, x, **out: ops.gelu_forward(x["x"], approximate=approximate, **out),
         lambda ops, dy, saved, grads, **out: {"x": ops.gelu_backward(dy, saved, **out)},
         torch_forward,

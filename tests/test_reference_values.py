@@ -127,6 +127,9 @@ def test_gelu_and_silu_values() -> None:
     # The approximation is within 5e-4 of the definition, and not the same.
     difference = np.abs(reference.gelu_forward(x)[0] - exact).max()
     assert 1e-5 < difference < 5e-4
+    u = [math.sqrt(2 / math.pi) * (a + 0.044715 * a**3) for a in x]
+    tanh_form = [0.5 * a * (1 + math.tanh(b)) for a, b in zip(x, u, strict=True)]
+    np.testing.assert_allclose(reference.gelu_forward(x)[0], tanh_form, rtol=1e-14)
     sigmoid = [a / (1 + math.exp(-a)) for a in x]
     np.testing.assert_allclose(reference.silu_forward(x)[0], sigmoid, rtol=1e-14)
 
@@ -218,6 +221,20 @@ def test_dropout_keeps_scales_and_counts() -> None:
     later, _ = reference.dropout_forward(x[1:], 0.25, seed=3, counter=10 + 1000)
     assert np.array_equal(later, y[1:])  # a position's number depends on its counter alone
     assert np.array_equal(reference.dropout_forward(x, 0.0, 3, 0)[0], x)
+
+
+def test_dropout_keeps_from_the_threshold_on() -> None:
+    """Kept iff random >= floor(p · 2^32), to the last of the 32 bits."""
+    numbers = dropout.counted_random(3, 10, 1000)
+    x = np.ones(1000)
+    for i in (0, 17, 999):
+        at, above = (float(int(numbers[i]) + j) / 2**32 for j in (0, 1))
+        y, _ = reference.dropout_forward(x, at, 3, 10)
+        assert np.array_equal(y > 0, numbers >= numbers[i]) and y[i] > 0
+        y, _ = reference.dropout_forward(x, at + 0.99 / 2**32, 3, 10)
+        assert y[i] > 0
+        y, _ = reference.dropout_forward(x, above, 3, 10)
+        assert y[i] == 0
 
 
 # The optimiser.
