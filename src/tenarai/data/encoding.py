@@ -21,6 +21,7 @@ _MARKS = (  # UTF-32's mark begins with UTF-16's, so it is looked for first
     (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
 )
 _KANA = re.compile("[\u3041-\u3096\u30a1-\u30fa]")  # hiragana and full-width katakana
+_NOT_CP932 = re.compile("[\x80\xa0\uf8f0-\uf8f3]")  # what Python makes of its unused bytes
 _CONTROL = re.compile("[\x01-\x07\x0e-\x19\x1c-\x1f\x7f]")
 
 
@@ -93,6 +94,8 @@ def _detect(data: bytes, name: str) -> tuple[str, str]:
         try:
             text = data.decode(codec)
         except UnicodeDecodeError:
+            continue
+        if codec == "cp932" and _NOT_CP932.search(text):
             continue
         guesses.append((_japanese(text), text, label))
     score, text, label = max(guesses, default=(0.0, "", ""))

@@ -115,6 +115,7 @@ def _read(
             entry |= {"licence": source.licence, "attribution": source.attribution}
         else:
             found = read_paths([name], encoding)
+            _say_encodings(found)
         digest = hashlib.sha256()
         for document in found:
             digest.update(document.text.encode(errors="surrogatepass") + b"\0")
@@ -125,6 +126,14 @@ def _read(
         documents += found
         described.append(entry)
     return documents, described
+
+
+def _say_encodings(documents: list[Document]) -> None:
+    """Somebody should notice a wrong guess, so whatever is not plain UTF-8 is said."""
+    for encoding in sorted({d.encoding for d in documents} - {"UTF-8"}):
+        names = [d.name for d in documents if d.encoding == encoding]
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        print(f"{names[0]}{more}: read as {encoding}", file=sys.stderr)
 
 
 def _split(documents: list[Document], fraction: float) -> tuple[list[str], list[str]]:

@@ -33,6 +33,7 @@ class Tokenizer(ABC):
     name: str
     vocab_size: int
     eot: int | None = None
+    _pieces: Sequence[bytes | None] = ()  # the bytes of each token, for kinds that have them
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -52,6 +53,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
         """The document that `save` writes and `tenarai.tokenizers.load` reads."""
+
+    def token_bytes(self, token: int) -> bytes:
+        """The UTF-8 bytes that one token stands for; possibly not whole characters."""
+        return piece_of(self._pieces, token) if self._pieces else self.decode([token]).encode()
 
     def encode_chunks(self, text: str, progress: bool = False) -> Iterator[np.ndarray]:
         """The ids of a long text in order, int32 arrays: `concatenate(...) == encode(text)`.

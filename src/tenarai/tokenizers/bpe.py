@@ -50,7 +50,7 @@ class HFTokenizer(Tokenizer):
         self.eot = self._named_eot if eot is None else self._find_eot(vocabulary, eot)
         self.byte_level = (document.get("decoder") or {}).get("type") == "ByteLevel"
         self._cuttable = self.byte_level and _is_gpt2_pattern(document)
-        self._pieces = self._byte_pieces(vocabulary) if self.byte_level else []
+        self._pieces = self._byte_pieces(vocabulary) if self.byte_level else ()
 
     def id_of(self, piece: str) -> int | None:
         """The id of the token that is written so in the vocabulary, None where there is none."""
