@@ -1,7 +1,7 @@
 """Settings: what they are (settings.py), their presets, and where their values come from."""
 
 from .presets import PRESETS
-from .resolve import from_values, read_toml, resolve, to_toml, to_values
+from .resolve import from_values, override, read_toml, resolve, to_toml, to_values
 from .settings import (
     SECTIONS,
     Data,
@@ -11,6 +11,7 @@ from .settings import (
     Schedule,
     Setting,
     Settings,
+    Value,
     all_settings,
 )
 
@@ -24,8 +25,10 @@ __all__ = [
     "Schedule",
     "Setting",
     "Settings",
+    "Value",
     "all_settings",
     "from_values",
+    "override",
     "read_toml",
     "resolve",
     "to_toml",

@@ -36,16 +36,48 @@ def resolve(
     A warm-up, decay or min_lr that only the preset set is fitted to the steps and lr asked for.
     Raises TenaraiError for an unknown name, a wrong type or an impossible value.
     """
-    from_file, file_preset = read_toml(file) if file is not None else ({}, None)
+    asked, file_preset = _asked(file, given)
+    values = _merged([_preset(preset or file_preset or "small"), asked])
+    _fit_to_asked(values, asked)
+    return from_values(values)
+
+
+def override(
+    settings: Settings,
+    preset: str | None = None,
+    file: str | os.PathLike[str] | None = None,
+    given: Mapping[str, Value] | None = None,
+) -> Settings:
+    """`settings`, those of a run that goes on, with what is asked for now.
+
+    A preset counts whole where it is named, so that the command that began a run also goes on
+    with it. Raises TenaraiError as `resolve` does, and for what cannot change in a run.
+    """
+    asked, file_preset = _asked(file, given)
+    if preset or file_preset:
+        asked = to_values(resolve(preset, file, given))
+    new = from_values(_merged([to_values(settings), asked]))
+    before, after = to_values(settings), to_values(new)
+    for row in all_settings():
+        old, now = before[row.section][row.name], after[row.section][row.name]
+        if row.fixed and old != now:
+            raise TenaraiError(
+                f"{row.key} is {old} in this run and cannot become {now} when it goes on: "
+                "leave it out, or start a new run (--out)"
+            )
+    return new
+
+
+def _asked(
+    file: str | os.PathLike[str] | None, given: Mapping[str, Value] | None
+) -> tuple[Values, str | None]:
+    """What the file and the single settings say, merged, and the preset that the file names."""
+    from_file, preset = read_toml(file) if file is not None else ({}, None)
     from_given: Values = {}
     for name, value in (given or {}).items():
         row = find(name, "the settings given")
         from_given.setdefault(row.section, {})[row.name] = typed(row, value, "the settings given")
-    base = _preset(preset or file_preset or "small")
-    asked = _merged([from_file, from_given])
-    values = _merged([base, asked])
-    _fit_to_asked(values, asked)
-    return from_values(values)
+    return _merged([from_file, from_given]), preset
 
 
 def from_values(values: Mapping[str, Mapping[str, Any]]) -> Settings:

@@ -26,9 +26,14 @@ def setting(
     high: float | None = None,
     below: float | None = None,
     choices: tuple[str, ...] = (),
+    flag: str = "",
 ) -> Any:
-    """A field with its description and bounds: low ≤ value ≤ high, value < below."""
-    metadata = {"help": help, "low": low, "high": high, "below": below, "choices": choices}
+    """A field with its description and bounds: low ≤ value ≤ high, value < below.
+
+    `flag` is its name on the command line, where that is not its own.
+    """
+    metadata = {"help": help, "low": low, "high": high, "below": below}
+    metadata |= {"choices": choices, "flag": flag}
     return field(default=default, metadata=metadata)
 
 
@@ -77,6 +82,7 @@ class Schedule:
         "cosine",
         "after the warm-up: cosine, wsd (stable, then a linear decay) or constant",
         choices=("cosine", "wsd", "constant"),
+        flag="schedule",
     )
     steps: int = setting(1500, "steps of the optimiser", low=1)
     warmup: int = setting(100, "steps in which the learning rate rises from 0", low=0)
@@ -134,10 +140,18 @@ class Setting:
     high: float | None
     below: float | None
     choices: tuple[str, ...]
+    flag: str
 
     @property
     def key(self) -> str:
         return f"{self.section}.{self.name}"
+
+    @property
+    def fixed(self) -> bool:
+        """Whether a run that goes on must keep it: the weights and the data's order hang on it."""
+        keys = ("optimiser.batch", "optimiser.accumulate", "run.seed")
+        free = self.key in ("model.dropout", "model.recompute")
+        return not free and (self.section in ("model", "data") or self.key in keys)
 
 
 def all_settings() -> list[Setting]:

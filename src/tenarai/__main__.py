@@ -1,0 +1,7 @@
+"""`python -m tenarai` is `tenarai`."""
+
+import sys
+
+from tenarai.cli import main
+
+sys.exit(main())

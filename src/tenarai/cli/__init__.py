@@ -1,0 +1,97 @@
+"""The command line: `tenarai VERB`. A verb is a file here; each calls one function elsewhere.
+
+Exit status: 0 done, 1 the work failed, 2 wrong usage, 128 + n ended by signal n (130: Ctrl-C).
+Verbs are imported when they are used, so that `tenarai --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from tenarai import __version__
+from tenarai.errors import TenaraiError
+
+# Verb: its module here, what it does. The command is the module's function of the verb's name.
+VERBS = {
+    "train": ("train", "Train a GPT from nothing."),
+    "run": ("run", "Complete a prompt with a trained model."),
+    "data": ("data", "Fetch a text, or turn texts into tokens."),
+    "tokenize": ("tokenize", "Show how a text falls into tokens."),
+    "convert": ("convert", "Turn one kind of model file into another."),
+    "inspect": ("convert", "Show what is in a model file."),
+    "bench": ("bench", "Measure speed against the machine's limits and against peers."),
+    "doctor": ("doctor", "Show what this machine and this installation can do."),
+}
+
+
+class Verbs(click.Group):
+    """A group that imports a verb's module when it is called for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in VERBS:
+            return None
+        module = importlib.import_module(f"{__name__}.{VERBS[name][0]}")
+        return getattr(module, name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+
+
+@click.group(
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="`tenarai VERB --help` shows a verb's options and examples.",
+)
+@click.version_option(__version__, prog_name="tenarai")
+def cli() -> None:
+    """Train, explain and run language models on CPUs, every gradient by hand."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (that of the process by default); → the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        _make_tolerant(stream)
+    try:
+        status = cli.main(arguments, prog_name="tenarai", standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except TenaraiError as error:
+        return _fail(str(error))
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        return 130
+    except BrokenPipeError:  # the reader has seen enough: `tenarai ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except MemoryError as error:
+        return _fail(f"this machine has too little memory for it ({error or 'allocation failed'})")
+    except Exception as error:
+        if os.environ.get("TENARAI_DEBUG"):
+            traceback.print_exc()
+        where = "TENARAI_DEBUG=1 in the environment shows where"
+        return _fail(f"this is a bug in tenarai: {type(error).__name__}: {error} ({where})")
+
+
+def _fail(message: str) -> int:
+    click.echo(f"error: {message}", err=True)
+    return 1
+
+
+def _make_tolerant(stream: object) -> None:
+    """A console that cannot show a character shows `?`: no text ends the program."""
+    reconfigure = getattr(stream, "reconfigure", None)  # not there when somebody replaced it
+    if reconfigure is not None:
+        reconfigure(errors="replace")

@@ -1,0 +1,99 @@
+"""Text from a model, token by token, over its `decode` and a KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from tenarai.errors import TenaraiError
+from tenarai.infer.kv_cache import KVCache
+from tenarai.infer.sampler import Sampling, sample
+from tenarai.tokenizers import Tokenizer
+
+
+def generate_ids(
+    ops: Any,
+    model: Any,
+    params: Any,
+    prompt: Sequence[int],
+    max_tokens: int,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    stop: int | None = None,
+) -> Iterator[int]:
+    """The tokens after `prompt` (at least one id), one at a time, at most `max_tokens`.
+
+    Ends before the token `stop`. Where prompt and continuation outgrow the model's context, the
+    older half is forgotten and the newer one read again: positions of GPT-2 are absolute, so a
+    cache cannot be moved. The same seed gives the same tokens. Raises TenaraiError for an empty
+    prompt or an id outside the vocabulary.
+    """
+    sampling = sampling or Sampling()
+    config = model.config
+    ids = _checked(prompt, config.vocab_size)
+    random = np.random.Generator(np.random.Philox(key=seed))
+    cache, fresh = _cache(config), ids[-config.context :]
+    for _ in range(max_tokens):
+        if cache.length + len(fresh) > config.context:
+            cache, fresh = _cache(config), ids[-max(1, config.context // 2) :]
+        logits = model.decode(ops, params, np.asarray([fresh], np.int32), cache)  # (1, V)
+        token = sample(logits[0], sampling, random)
+        if token == stop:
+            return
+        yield token
+        ids.append(token)
+        fresh = [token]
+
+
+def generate_text(
+    ops: Any,
+    model: Any,
+    params: Any,
+    tokenizer: Tokenizer,
+    prompt: str,
+    max_tokens: int,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+) -> Iterator[str]:
+    """The text after `prompt` in pieces of whole characters, ending at the end-of-text token.
+
+    Arguments and errors as for `generate_ids`; an empty prompt stands for the start of a text.
+    """
+    ids = tokenizer.encode(prompt) or start_of_text(tokenizer)
+    stream = tokenizer.stream()
+    for token in generate_ids(
+        ops, model, params, ids, max_tokens, sampling, seed, stop=tokenizer.eot
+    ):
+        if piece := stream.push(token):
+            yield piece
+    if rest := stream.flush():
+        yield rest
+
+
+def start_of_text(tokenizer: Tokenizer) -> list[int]:
+    """What stands before a text: the end of the one before, a line's end, or else the first id."""
+    if tokenizer.eot is not None:
+        return [tokenizer.eot]
+    try:
+        return tokenizer.encode("\n") or [0]
+    except TenaraiError:  # a character tokenizer of a text without line ends
+        return [0]
+
+
+def _checked(prompt: Sequence[int], vocab_size: int) -> list[int]:
+    ids = [int(i) for i in prompt]
+    if not ids:
+        raise TenaraiError("the prompt is empty: give at least one token")
+    wrong = [i for i in ids if not 0 <= i < vocab_size]
+    if wrong:
+        raise TenaraiError(
+            f"the prompt holds token {wrong[0]}, the vocabulary ends at {vocab_size - 1}: "
+            "is the tokenizer from another model?"
+        )
+    return ids
+
+
+def _cache(config: Any) -> KVCache:
+    return KVCache(config.layers, 1, config.context, config.heads, config.width // config.heads)
