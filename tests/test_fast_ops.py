@@ -273,6 +273,52 @@ def test_softmaxes_survive_large_scores(ops: fast.Fast, rng: np.random.Generator
     np.testing.assert_allclose(ops.cross_entropy_backward(1.0, saved), [[1, 0, -1]], atol=1e-30)
 
 
+def test_activations_at_extremes(ops: fast.Fast) -> None:
+    """Where exp and tanh of float32 end: no nan, no infinity, and the right values."""
+    x = np.array([0, 1e-30, 1e-4, 5, 9, 15, 20, 87, 88.5, 89, 104, 1e4, 1e9], np.float32)
+    x = np.concatenate([x, -x])
+    exact = x.astype(np.float64)
+    ones = np.ones_like(x)
+    forms = {
+        "tanh": (lambda o, a: o.gelu_forward(a), "gelu_backward"),
+        "none": (lambda o, a: o.gelu_forward(a, approximate="none"), "gelu_backward"),
+        "silu": (lambda o, a: o.silu_forward(a), "silu_backward"),
+    }
+    for name, (forward, backward) in forms.items():
+        (y, saved), (y_exact, saved_exact) = forward(ops, x), forward(reference, exact)
+        dx = getattr(ops, backward)(ones, saved)
+        dx_exact = getattr(reference, backward)(ones.astype(np.float64), saved_exact)
+        # 1 + tanh and 1 + erf are known to 6e-8, so y to 6e-8 of x; x from 15 on is far out.
+        bound = 1e-6 * np.minimum(np.abs(exact), 15) + 1e-6 * np.abs(y_exact)
+        assert (np.abs(y - y_exact) <= bound).all(), (name, y, y_exact)
+        np.testing.assert_allclose(dx, dx_exact, rtol=1e-5, atol=2e-5, err_msg=name)
+
+
+def test_nan_stays_nan(ops: fast.Fast, rng: np.random.Generator) -> None:
+    """A diverged run is noticed by its loss, so no kernel may lose a nan."""
+    x = rng.standard_normal((1, 37, 2, 20)).astype(np.float32)
+    x[0, 30, 1, 3] = np.nan
+    flat = x.reshape(37, 40)  # the nan in row 30, place 23
+    ones, w = np.ones(40, np.float32), np.ones((5, 40), np.float32)
+    for y, places in (
+        (ops.gelu_forward(flat)[0], (30, 23)),
+        (ops.gelu_forward(flat, approximate="none")[0], (30, 23)),
+        (ops.silu_forward(flat)[0], (30, 23)),
+        (ops.layer_norm_forward(flat, ones, ones)[0], 30),
+        (ops.rms_norm_forward(flat, ones)[0], 30),
+        (ops.linear_forward(flat, w)[0], 30),
+        (ops.gelu_linear_forward(flat, w)[0], 30),
+    ):
+        assert np.isnan(y[places]).all()
+        assert not np.isnan(y[:30]).any()
+    # Earlier queries may have it too: their weight of a hidden nan is 0, and 0 · nan is nan.
+    assert np.isnan(ops.attention_forward(x, x, x)[0][0, 30:, 1]).all()
+    targets = np.zeros(37, np.int32)
+    assert np.isnan(ops.cross_entropy_forward(flat, targets)[0])
+    assert np.isnan(ops.linear_cross_entropy_forward(flat, w, targets)[0])
+    assert np.isnan(ops.square_sum(flat.reshape(-1)))
+
+
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_linear_cross_entropy_in_blocks(
     ops: fast.Fast, blocks: int, monkeypatch: pytest.MonkeyPatch
