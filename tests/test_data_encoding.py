@@ -38,7 +38,7 @@ def test_a_novel_in_every_encoding(shared_data):
     text = (shared_data / "text" / "wagahaiwa_nekodearu.txt").read_text(encoding="utf-8")
     text = text.replace("\u2014", "\u2015")  # the dash that Shift_JIS and EUC-JP have
     for codec, label in (("cp932", "Shift_JIS"), ("euc_jp", "EUC-JP"), ("utf-16", "UTF-16")):
-        kept = text.encode(codec).decode(codec)  # EUC-JP turns the dash
+        kept = text.encode(codec).decode(codec)  # CP932 has other code points for 〜 and −
         assert len(kept) == len(text)
         assert decode(text.encode(codec), "x") == (kept, label)
 

@@ -82,6 +82,7 @@ def open_dataset(path: str | os.PathLike[str], tokenizer: str | None = None) -> 
 
 def _open_ours(folder: Path) -> Dataset:
     info = read_info(folder)
+    _check_file(folder / "tokenizer.json", info["tokenizer"]["sha256"])
     splits: dict[str, list[Shard]] = {}
     for split in ("train", "val"):
         splits[split] = []
@@ -110,11 +111,19 @@ def check_sums(dataset: Dataset) -> None:
     """Compare every shard with its checksum in dataset.json. Raises DataError at a changed one."""
     for split in ("train", "val"):
         for entry in dataset.info.get(split, {}).get("shards", ()):
-            if sha256_of(dataset.folder / entry["file"]) != entry["sha256"]:
-                raise DataError(
-                    f"{dataset.folder / entry['file']} was changed since it was made (checksum): "
-                    "remove the folder and prepare it again"
-                )
+            _check_file(dataset.folder / entry["file"], entry["sha256"])
+
+
+def _check_file(path: Path, wanted: str) -> None:
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    if found != wanted:
+        raise DataError(
+            f"{path} was changed since it was made (checksum): "
+            "remove the folder and prepare it again"
+        )
 
 
 def sha256_of(path: Path) -> str:
@@ -131,6 +140,7 @@ def read_info(folder: Path) -> dict[str, Any]:
     try:
         info = json.loads(path.read_bytes())
         good = info["format"] == "tenarai-dataset" and type(info["vocab_size"]) is int
+        good = good and isinstance(info["tokenizer"]["sha256"], str)
         for split in ("train", "val"):
             for e in info[split]["shards"]:
                 good = good and type(e["tokens"]) is int and isinstance(e["sha256"], str)

@@ -202,8 +202,8 @@ def _write(
                 for p in writer.paths
             ]
             splits[split] = {"tokens": writer.count, "shards": entries}
-        tokenizer.save(new)
-        described = {"name": tokenizer.name, "eot": tokenizer.eot}
+        digest = sha256_of(tokenizer.save(new))
+        described = {"name": tokenizer.name, "eot": tokenizer.eot, "sha256": digest}
         document = {
             "format": "tenarai-dataset",
             "version": 1,
