@@ -18,12 +18,33 @@ from ..ops import Arena, Fast
 from .peer import Answer, serve
 
 
+class Timed:
+    """Ops that add up the seconds of each of their calls, by name."""
+
+    def __init__(self, ops: Fast) -> None:
+        self._ops = ops
+        self.seconds: dict[str, float] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._ops, name)
+
+        def timed(*args: Any, **options: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return call(*args, **options)
+            finally:
+                took = time.perf_counter() - start
+                self.seconds[name] = self.seconds.get(name, 0.0) + took
+
+        return timed
+
+
 class Step:
     """A model, its optimiser's moments and its batches; `step(index)` is one step of training."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.arena = Arena()
-        self.ops = Fast(request["threads"], isa=request.get("isa"), arena=self.arena)
+        self.ops: Any = Fast(request["threads"], isa=request.get("isa"), arena=self.arena)
         self.model = GPT2(
             GPT2Config(**request["config"]), recompute=request.get("recompute", False)
         )
@@ -56,6 +77,15 @@ class Step:
         self.update()
         return {"seconds": time.perf_counter() - start, "loss": loss}
 
+    def where(self, request: dict[str, Any]) -> dict[str, float]:
+        """One more step: the seconds of each op in it, and of what lies between them."""
+        fast, self.ops = self.ops, Timed(self.ops)
+        try:
+            total = self(request)["seconds"]
+            return self.ops.seconds | {"between": total - sum(self.ops.seconds.values())}
+        finally:
+            self.ops = fast
+
     def update(self) -> None:
         """AdamW: the matrices decay, the vectors do not."""
         settings = {k: v for k, v in self.settings.items() if k != "weight_decay"}
@@ -79,9 +109,13 @@ def configure(request: dict[str, Any]) -> Answer:
     step = Step(request)
 
     def answer(ask: dict[str, Any]) -> dict[str, Any]:
-        if "step" in ask:
-            return step(ask)
-        return {"isa": step.ops.isa, "activation_bytes": step.plan.bytes}
+        if ask.get("where"):
+            return {
+                "where": step.where(ask),
+                "isa": step.ops.isa,
+                "activation_bytes": step.plan.bytes,
+            }
+        return step(ask)
 
     return answer
 
