@@ -22,8 +22,8 @@
 namespace tenarai {
 namespace TENARAI_ISA {
 
-constexpr i64 kRowBlock = 384;
 constexpr i64 kDepthBlock = 384;
+constexpr i64 kBlock = 384 * kDepthBlock;  // floats of A
 
 TENARAI_INLINE i64 at_most(i64 a, i64 b) { return a < b ? a : b; }
 TENARAI_INLINE i64 round_up(i64 n, i64 grain) { return (n + grain - 1) / grain * grain; }
@@ -43,7 +43,7 @@ struct Grid {
 static i64 grid_cost(Grid g, i64 M, i64 N) {
   const i64 m = round_up((M + g.rows - 1) / g.rows, kRows);
   const i64 n = round_up((N + g.columns - 1) / g.columns, kLanes);
-  return m * n * 4 + (m + n * ((m + kRowBlock - 1) / kRowBlock)) * 24;
+  return m * n * 4 + (m + n * ((m + 383) / 384)) * 24;
 }
 static Grid choose_grid(i64 M, i64 N, i64 threads) {
   Grid best{threads, 1};
@@ -74,18 +74,17 @@ struct Product {
     parallel(pool, [&](int thread) {
       const Range rows = split(M, grid.rows, thread / grid.columns, kRows);
       const Range columns = split(N, grid.columns, thread % grid.columns, kLanes);
-      const i64 lines = at_most(round_up(rows.end - rows.begin, kLanes), kRowBlock);
+      const i64 lines = even_block(rows.end - rows.begin, kBlock / depth, kLanes);
       float* panels = static_cast<float*>(
           pool.scratch(thread, static_cast<size_t>((lines + kCols) * depth) * sizeof(float)));
-      rectangle(rows, columns, depth, panels, panels + lines * depth,
+      rectangle(rows, columns, lines, depth, panels, panels + lines * depth,
                 thread % grid.columns == 0 ? row_sums : nullptr);
     });
   }
 
  private:
-  void rectangle(Range rows, Range columns, i64 depth, float* a_panels, float* b_panel,
+  void rectangle(Range rows, Range columns, i64 block, i64 depth, float* a_panels, float* b_panel,
                  float* sums) const {
-    const i64 block = even_block(rows.end - rows.begin, kRowBlock, kLanes);
     for (i64 i0 = rows.begin; i0 < rows.end; i0 += block) {
       const i64 m = at_most(block, rows.end - i0);
       for (i64 k0 = 0; k0 < K; k0 += depth) {
@@ -95,24 +94,49 @@ struct Product {
         for (i64 j0 = columns.begin; j0 < columns.end; j0 += kCols) {
           const i64 n = at_most(kCols, columns.end - j0);
           b.template pack<kCols>(b_panel, j0, n, k0, k);
-          strip(a_panels, b_panel, i0, m, j0, n, k, k0 == 0, k0 + k == K);
+          const Panel next = next_panel(columns, j0, k0, depth);
+          strip(a_panels, b_panel, i0, m, j0, n, k, k0 == 0, k0 + k == K, next);
         }
       }
     }
   }
 
+  // A panel of B: its place and size.
+  struct Panel {
+    i64 j, columns, k, depth;
+  };
+  // The one after column j0 and k0, in this block of rows.
+  Panel next_panel(Range columns, i64 j0, i64 k0, i64 depth) const {
+    i64 j = j0 + kCols, k = k0;
+    if (j >= columns.end) {
+      j = columns.begin;
+      k = k0 + depth < K ? k0 + depth : 0;
+    }
+    return {j, at_most(kCols, columns.end - j), k, at_most(depth, K - k)};
+  }
+
   // All rows of the block times one panel of B.
   void strip(const float* a_panels, const float* b_panel, i64 i0, i64 m, i64 j0, i64 n, i64 k,
-             bool first, bool last) const {
+             bool first, bool last, Panel next) const {
+    const i64 tiles = (m + kRows - 1) / kRows;
     alignas(64) float tile[kRows * kCols];
     for (i64 i = 0; i < m; i += kRows) {
       const i64 r = at_most(kRows, m - i);
+      for (i64 row = 0; row < r; ++row)
+        prefetch_row(epilogue.c + (i0 + i + row) * epilogue.stride + j0, n);
+      b.prefetch(next.j, next.columns, next.k, next.depth, i / kRows, tiles);
       choose_micro_kernel(r, n)(tile, a_panels + i * k, b_panel, k);
       for (i64 row = 0; row < r; ++row)
         for (i64 j = 0; j < n; j += kLanes)
           put(load(tile + row * kCols + j), i0 + i + row, j0 + j, at_most(kLanes, n - j), first,
               last);
     }
+  }
+
+  // A row of the tile, needed when the micro-kernel is done.
+  static void prefetch_row(const float* c, i64 n) {
+    for (i64 j = 0; j < n; j += 16) __builtin_prefetch(c + j, 1);
+    __builtin_prefetch(c + n - 1, 1);
   }
 
   TENARAI_INLINE void put(const Epilogue& e, vf sum, i64 i, i64 j, i64 n, bool first, bool last) {

@@ -4,20 +4,23 @@
 // wide (kRows or kCols), one after the other, each [k][kWidth]; lines beyond the last are zero.
 // A policy says where element (line, k) stands, and what is done to it on the way:
 //
-//   Along<Map>   a line is contiguous in memory       p[line * stride + k]     transposed on the way
-//   Across<Map>  the lines of one k are contiguous    p[k * stride + line]     copied
+//   Along<Map>   a line is contiguous in memory       p[line * stride + k]     transposed on the
+//   way Across<Map>  the lines of one k are contiguous    p[k * stride + line]     copied
 #pragma once
 
 #include "math.h"
+#include "threads.h"
 
 namespace tenarai {
 namespace TENARAI_ISA {
 
 struct Same {
+  static constexpr bool kCopies = true;
   static vf map(vf x) { return x; }
 };
 template <bool kTanh>
 struct GeluOf {
+  static constexpr bool kCopies = false;
   static vf map(vf x) { return gelu<kTanh>(x); }
 };
 
@@ -82,33 +85,44 @@ struct Along {
     for (i64 line = 0; line < lines; line += kLanes) {
       const i64 n = lines - line < kLanes ? lines - line : kLanes;
       const float* from = p + (line0 + line) * stride + k0;
-      i64 k = 0;
-      for (; k + kLanes <= K; k += kLanes) block<kWidth>(panels, line, n, k, K, from + k, kLanes);
-      if (k < K) block<kWidth>(panels, line, n, k, K, from + k, K - k);
+      if (K < kLanes) {
+        block<kWidth>(panels, line, n, 0, K, from, K);
+        continue;
+      }
+      // The first and the last block overlap their neighbours, so that all others are whole and,
+      // where rows are a whole number of vectors, aligned: a load that touches two cache lines
+      // loses the second before its turn comes, when rows are a multiple of 4 KB apart.
+      block<kWidth>(panels, line, n, 0, K, from, kLanes);
+      const i64 past = static_cast<i64>(reinterpret_cast<uintptr_t>(from) / 4 % kLanes);
+      i64 k = kLanes - past;
+      for (; k + kLanes < K; k += kLanes) block<kWidth>(panels, line, n, k, K, from + k, kLanes);
+      block<kWidth>(panels, line, n, K - kLanes, K, from + K - kLanes, kLanes);
     }
+  }
+
+  // Part `part` of `parts` of what pack will read.
+  void prefetch(i64 line0, i64 lines, i64 k0, i64 K, i64 part, i64 parts) const {
+    const Range r = split(lines, parts, part);
+    for (i64 line = line0 + r.begin; line < line0 + r.end; ++line)
+      for (i64 k = k0; k < k0 + K; k += 16) __builtin_prefetch(p + line * stride + k, 0, 2);
   }
 
  private:
   template <int kWidth>
-  TENARAI_INLINE void block(float* panels, i64 line, i64 n, i64 k, i64 K, const float* from,
-                            i64 steps, i64 stride) {
+  void block(float* panels, i64 line, i64 n, i64 k, i64 K, const float* from, i64 steps) const {
     vf v[kLanes];
     if (n == kLanes && steps == kLanes) {
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i) v[i] = Map::map(load(from + i * stride));
-    } else {
+      transpose(v);
 #pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) store_lines<kWidth>(panels, line, k + i, K, v[i]);
+    } else {
       for (int i = 0; i < kLanes; ++i)
         v[i] = i < n ? Map::map(load_n(from + i * stride, steps)) : vf{};
+      transpose(v);
+      for (int i = 0; i < steps; ++i) store_lines<kWidth>(panels, line, k + i, K, v[i]);
     }
-    transpose(v);
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i)
-      if (i < steps) store_lines<kWidth>(panels, line, k + i, K, v[i]);
-  }
-  template <int kWidth>
-  void block(float* panels, i64 line, i64 n, i64 k, i64 K, const float* from, i64 steps) const {
-    block<kWidth>(panels, line, n, k, K, from, steps, stride);
   }
 };
 
@@ -119,17 +133,42 @@ struct Across {
 
   template <int kWidth>
   void pack(float* panels, i64 line0, i64 lines, i64 k0, i64 K) const {
-    const i64 block = 4 * kLanes;  // lines at a time: their panels are few enough for the L1 cache
-    for (i64 begin = 0; begin < lines; begin += block) {
-      const i64 end = begin + block < lines ? begin + block : lines;
-      for (i64 k = 0; k < K; ++k) {
-        const float* from = p + (k0 + k) * stride + line0;
-        i64 line = begin;
-        for (; line + kLanes <= end; line += kLanes)
-          store_lines<kWidth>(panels, line, k, K, Map::map(load(from + line)));
-        if (line < end)
-          store_lines<kWidth>(panels, line, k, K, Map::map(load_n(from + line, end - line)));
-      }
+    // A cache line's worth of lines at a time, or a panel's: each line of memory is read once, and
+    // the panels written (4 KB apart, perhaps) are few.
+    constexpr i64 kGroup = kWidth > kLanes ? kWidth : 2 * kLanes;
+    for (i64 line = 0; line < lines; line += kGroup) {
+      const float* from = p + k0 * stride + line0 + line;
+      float* to = panels + line * K;
+      if (lines - line >= kGroup)
+        for (i64 k = 0; k < K; ++k) copy<kWidth, kGroup>(to + k * kWidth, from + k * stride, K);
+      else
+        for (i64 k = 0; k < K; ++k)
+          for (i64 i = 0; i < lines - line; i += kLanes) {
+            const i64 n = lines - line - i < kLanes ? lines - line - i : kLanes;
+            store_lines<kWidth>(to, i, k, K, Map::map(load_n(from + k * stride + i, n)));
+          }
+    }
+  }
+
+  void prefetch(i64 line0, i64 lines, i64 k0, i64 K, i64 part, i64 parts) const {
+    const Range r = split(K, parts, part);
+    for (i64 k = k0 + r.begin; k < k0 + r.end; ++k)
+      for (i64 line = line0; line < line0 + lines; line += 16)
+        __builtin_prefetch(p + k * stride + line, 0, 2);
+  }
+
+ private:
+  template <int kWidth, i64 kGroup>
+  TENARAI_INLINE void copy(float* to, const float* from, i64 K) {
+    if constexpr (kWidth < kLanes) {
+      static_assert(Map::kCopies, "narrow panels are copied as they are");
+#pragma GCC unroll 16
+      for (i64 i = 0; i < kGroup; i += kWidth)
+        std::memcpy(to + i * K, from + i, kWidth * sizeof(float));
+    } else {
+#pragma GCC unroll 16
+      for (i64 i = 0; i < kGroup; i += kLanes)
+        store_lines<kWidth>(to, i, 0, K, Map::map(load(from + i)));
     }
   }
 };
