@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -85,7 +86,9 @@ def test_an_encoding_other_than_utf8_is_said(tmp_path, capsys):
 def test_the_same_inputs_are_prepared_once(text, tmp_path, monkeypatch):
     first = prepare([text], None, "bpe", 300)
     times = {p: p.stat().st_mtime_ns for p in first.folder.iterdir()}
-    again = prepare([text], None, "bpe", 300)
+    with monkeypatch.context() as patch:  # nothing is even begun the second time
+        patch.setattr(sys.modules[prepare_function.__module__], "_write", None)
+        again = prepare([text], None, "bpe", 300)
     assert {p: p.stat().st_mtime_ns for p in again.folder.iterdir()} == times
     others = [
         prepare([text], None, "bpe", 301),
@@ -213,8 +216,6 @@ def test_places_that_cannot_be_written(text, tmp_path, monkeypatch):
 
 def test_two_at_once_make_one(text, tmp_path, monkeypatch):
     """Another process finishes the same dataset while this one is at work."""
-    import sys
-
     module = sys.modules[prepare_function.__module__]
     encode = module._encode
     inner = []
@@ -223,11 +224,13 @@ def test_two_at_once_make_one(text, tmp_path, monkeypatch):
         if not inner:
             inner.append(1)
             inner.append(prepare([text], tmp_path / "out", "byte"))
+            inner.append((tmp_path / "out").stat().st_ino)
         return encode(*arguments)
 
     monkeypatch.setattr(module, "_encode", slow)
     dataset = prepare([text], tmp_path / "out", "byte")
     assert decoded(dataset, "val") == decoded(inner[1], "val")
+    assert (tmp_path / "out").stat().st_ino == inner[2]  # the first one's stays in use
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "text.txt"]
 
 

@@ -123,9 +123,7 @@ class ByteStream(StreamDecoder):
         return self._decoder.decode(piece_of(self._pieces, token))
 
     def flush(self) -> str:
-        text = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
-        return text
+        return self._decoder.decode(b"", final=True)
 
 
 REPLACEMENT = "\ufffd".encode()
