@@ -17,6 +17,8 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
+import psutil
+
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
 
 # glibc gives large blocks back to the kernel at every free and faults them in again at the next
@@ -69,13 +71,19 @@ def serve(configure: Callable[[dict[str, Any]], Answer], name: str) -> int:
     return 0
 
 
+def busy_seconds() -> float:
+    """Processor time that all processes of this machine have taken so far."""
+    times = psutil.cpu_times()
+    return times.user + times.nice + times.system
+
+
 class Peer:
-    """One measured process: `Peer(module, threads, configuration)`, `ask(request)`, `close()`."""
+    """One measured process: a module's name or a script's path, threads, configuration."""
 
     def __init__(
         self, module: str, threads: int, configuration: dict[str, Any], *, malloc: bool = True
     ) -> None:
-        self.name = module.rsplit(".", 1)[-1]
+        self.name = module if module.endswith(".py") else module.rsplit(".", 1)[-1]
         self.peak_bytes = 0
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (until close)
         count = str(threads)
@@ -87,7 +95,7 @@ class Peer:
             "MKL_NUM_THREADS": count,
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            [sys.executable, *([module] if module.endswith(".py") else ["-m", module])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -116,6 +124,12 @@ class Peer:
         if "error" in reply:
             raise PeerError(self.name, reply["error"])
         return reply
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor time that this process has taken so far."""
+        times = psutil.Process(self._process.pid).cpu_times()
+        return times.user + times.system
 
     def close(self) -> None:
         """Ends the process and waits for it."""

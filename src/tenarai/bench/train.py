@@ -23,7 +23,7 @@ from tenarai.errors import TenaraiError
 from tenarai.models.gpt2 import GPT2, GPT2Config
 
 from .limits import StepLimits
-from .peer import Peer, PeerError
+from .peer import Peer, PeerError, busy_seconds
 
 OPTIMISER = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
 LOSS_TOLERANCE = 1e-5  # relative; sums in another order differ by some 1e-7
@@ -60,11 +60,26 @@ class Side:
     seconds: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     peak_bytes: int = 0
+    cores_of_others: float = 0.0
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def median(self) -> float:
         return float(np.median(self.seconds))
+
+
+class _Others:
+    """How many cores, on average, processes that are not measured keep busy meanwhile."""
+
+    def __init__(self, processes: list[Peer]) -> None:
+        self._processes = processes
+        self._start, self._before = time.perf_counter(), self._total()
+
+    def _total(self) -> float:
+        return busy_seconds() - sum(process.cpu_seconds for process in self._processes)
+
+    def cores(self) -> float:
+        return (self._total() - self._before) / (time.perf_counter() - self._start)
 
 
 def run(benchmark: TrainBenchmark, say: Say = lambda text: None) -> dict[str, Any]:
@@ -107,6 +122,7 @@ def _run(benchmark: TrainBenchmark, folder: Path, say: Say) -> dict[str, Any]:
         ours.seconds += mine.seconds
         ours.losses = ours.losses or mine.losses
         ours.details = mine.details
+        ours.cores_of_others = max(ours.cores_of_others, mine.cores_of_others)
         ours.peak_bytes = max(ours.peak_bytes, mine.peak_bytes)
     say("GEMM rate, second half ...")
     limits.measure()
@@ -157,6 +173,7 @@ def _alternate(
                 malloc=benchmark.malloc,
             )
             processes.append((name, process, theirs))
+        busy = _Others([process for _, process, _ in processes])
         for index in range(benchmark.warmup + benchmark.steps):
             for name, process, side in processes:
                 time.sleep(0.05)  # the other's threads fall asleep
@@ -167,6 +184,7 @@ def _alternate(
                 side.peak_bytes = max(side.peak_bytes, process.peak_bytes)
                 note = "" if index >= benchmark.warmup else " (warm-up)"
                 say(f"{name:8} step {index}: {answer['seconds']:.3f} s{note}")
+        mine.cores_of_others = busy.cores()
         mine.details = processes[0][1].ask({"step": 0, "where": True})
     finally:
         for _, process, _ in processes:
@@ -234,6 +252,7 @@ def _result(
         "peak_bytes": ours.peak_bytes,
         "losses": ours.losses,
         **ours.details,
+        "cores_of_others": ours.cores_of_others,
         "speedup_vs_eager": peers.get("eager", {}).get("speedup"),
         "speedup_vs_compile": peers.get("compile", {}).get("speedup"),
         "limit": limit,
@@ -292,6 +311,9 @@ def table(result: dict[str, Any]) -> str:
         f"{result['isa']}, {result['activation_bytes'] / 1e6:.0f} MB of activations. One step's "
         "milliseconds by op:",
     ]
+    others = result["cores_of_others"]
+    if others > 0.1:
+        lines.insert(-1, f"Other processes kept {others:.1f} cores busy: measure again at rest.")
     parts = sorted(result["where"].items(), key=lambda item: -item[1])
     lines += [f"{1e3 * seconds:10.2f}  {name}" for name, seconds in parts]
     return "\n".join(lines)
