@@ -179,7 +179,7 @@ class Trainer:
         if run.val_every and (last or step % run.val_every == 0):
             self.state.val_loss = record["val_loss"] = rounded(self.validate())
         self.report.step(record, steps, left)
-        if last or "val_loss" in record or step % run.log_every == 0:
+        if last or step == 1 or "val_loss" in record or step % run.log_every == 0:
             self.metrics.append(record)
             self.report.logged(record, steps, left)
         if run.sample_every and step % run.sample_every == 0 and not last:

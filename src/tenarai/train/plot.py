@@ -32,7 +32,7 @@ def _draw(axes: Any, records: list[Record]) -> None:
     val = [(r["step"], r["val_loss"]) for r in records if r.get("val_loss") is not None]
     if train:
         steps, losses = zip(*train, strict=True)
-        axes.plot(steps, losses, color="#9db8d2", linewidth=0.8, label="training, each step")
+        axes.plot(steps, losses, color="#9db8d2", linewidth=0.8, label="training, single steps")
         axes.plot(steps, _smooth(losses), color="#1f5a94", linewidth=1.8, label="training, mean")
     if val:
         steps, losses = zip(*val, strict=True)
