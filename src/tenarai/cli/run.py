@@ -45,7 +45,7 @@ class Completion:
 
 @click.command(epilog=EXAMPLES)
 @click.option("-m", "--model", "path", metavar="MODEL", required=True,
-              help="A run's folder, a checkpoint, a Hugging Face folder, llm.c's file.")  # fmt: skip
+              help="A run's folder, a checkpoint, a Hugging Face folder, or llm.c's.")  # fmt: skip
 @click.option("-p", "--prompt", metavar="TEXT", help="What to write on from.")
 @click.option("-f", "--file", metavar="FILE", help="Take the prompt from a text file.")
 @click.option("-n", "--tokens", "count", metavar="N", type=click.IntRange(0), default=200,
