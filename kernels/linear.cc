@@ -68,11 +68,66 @@ static void with(Gelu f, Body body) {
     body(Function<Gelu::none>());
 }
 
+// A few rows (a token being decoded): w is read once, as it lies, and the memory sets the pace.
+constexpr i64 kFewRows = 4;
+
+// acc[row][o] = x[row] · w[o] for R rows of x and kOutputs of w, each dot product in one vector.
+template <int R, int kOutputs>
+static void dots(float* y, i64 stride, const float* x, const float* w, i64 I, i64 outputs) {
+  const float* rows[kOutputs];  // the last one again where there are fewer
+  for (int o = 0; o < kOutputs; ++o) rows[o] = w + at_most(o, outputs - 1) * I;
+  vf acc[R][kOutputs] = {};
+  for (i64 i = 0; i < I; i += kLanes) {
+    const i64 n = at_most(kLanes, I - i);
+#pragma GCC unroll 4
+    for (int o = 0; o < kOutputs; ++o) {
+      const vf v = load_upto(rows[o] + i, n);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) acc[r][o] += load_upto(x + r * I + i, n) * v;
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (i64 o = 0; o < outputs; ++o) y[r * stride + o] = sum(acc[r][o]);
+}
+
+template <class Map>
+static void forward_few(Pool& pool, const Forward& forward, const float* x, const float* w, i64 M,
+                        i64 I, i64 O) {
+  parallel(pool, [&](int thread) {
+    constexpr int kOutputs = 4;
+    const Range range = split(O, pool.threads(), thread, kOutputs);
+    float* fx = static_cast<float*>(pool.scratch(thread, static_cast<size_t>(M * I) * 4));
+    for (i64 i = 0; i < M * I; i += kLanes) {
+      const i64 n = at_most(kLanes, M * I - i);
+      store_n(fx + i, Map::map(load_upto(x + i, n)), n);
+    }
+    for (i64 o = range.begin; o < range.end; o += kOutputs) {
+      const i64 n = at_most(kOutputs, range.end - o);
+      float sums[kFewRows * kOutputs];
+      const auto kernel = M == 1   ? &dots<1, kOutputs>
+                          : M == 2 ? &dots<2, kOutputs>
+                          : M == 3 ? &dots<3, kOutputs>
+                                   : &dots<4, kOutputs>;
+      kernel(sums, kOutputs, fx, w + o * I, I, n);
+      for (i64 m = 0; m < M; ++m)
+        for (i64 j = 0; j < n; ++j) {
+          const i64 at = m * O + o + j;
+          forward.c[at] = sums[m * kOutputs + j] + (forward.bias ? forward.bias[o + j] : 0.0f) +
+                          (forward.residual ? forward.residual[at] : 0.0f);
+        }
+    }
+  });
+}
+
 void linear_forward(Pool& pool, float* y, const float* x, const float* w, const float* b,
                     const float* residual, i64 M, i64 I, i64 O, Gelu f) {
   with(f, [&](auto function) {
     using Map = typename decltype(function)::Map;
-    multiply(pool, Along<Map>{x, I}, Along<Same>{w, I}, Forward{y, O, b, residual}, M, O, I);
+    const Forward forward{y, O, b, residual};
+    if (M <= kFewRows)
+      forward_few<Map>(pool, forward, x, w, M, I, O);
+    else
+      multiply(pool, Along<Map>{x, I}, Along<Same>{w, I}, forward, M, O, I);
   });
 }
 

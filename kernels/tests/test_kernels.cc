@@ -1,0 +1,197 @@
+// Every kernel of every table that this CPU can run, against plain loops in double: at every
+// length below two vectors and some beyond, misaligned, on one thread and several.
+#include <cstring>
+
+#include "test.h"
+
+namespace tenarai::test {
+namespace {
+
+using Doubles = std::vector<double>;
+
+// GELU and its derivative, from their definitions.
+double gelu(double x, Gelu f) {
+  if (f == Gelu::none) return x;
+  if (f == Gelu::erf) return x / 2 * (1 + std::erf(x / std::sqrt(2.0)));
+  return x / 2 * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+}
+double gelu_derivative(double x, Gelu f) {
+  if (f == Gelu::none) return 1;
+  return (gelu(x + 1e-5, f) - gelu(x - 1e-5, f)) / 2e-5;  // good to 1e-10
+}
+
+void test_linear(const Kernels& k, Pool& pool, int64_t M, int64_t I, int64_t O, Gelu f) {
+  Array x(M * I), w(O * I), b(O), residual(M * O), dy(M * O);
+  Array y(M * O), alone(M * O), dx(M * I), dw(O * I), db(O), db_alone(O, 0);
+  Doubles want_y(static_cast<size_t>(M * O)), want_dx(static_cast<size_t>(M * I)),
+      want_dw(dw.data(), dw.data() + O * I), want_db(db.data(), db.data() + O),
+      want_db_alone(static_cast<size_t>(O)), want_alone(want_y);
+  for (int64_t m = 0; m < M; ++m)
+    for (int64_t o = 0; o < O; ++o) {
+      double total = 0;
+      for (int64_t i = 0; i < I; ++i) {
+        const double fx = gelu(x[m * I + i], f);
+        total += fx * w[o * I + i];
+        want_dx[static_cast<size_t>(m * I + i)] +=
+            static_cast<double>(dy[m * O + o]) * w[o * I + i] * gelu_derivative(x[m * I + i], f);
+        want_dw[static_cast<size_t>(o * I + i)] += dy[m * O + o] * fx;
+      }
+      want_alone[static_cast<size_t>(m * O + o)] = total;
+      want_y[static_cast<size_t>(m * O + o)] = total + b[o] + residual[m * O + o];
+      want_db[static_cast<size_t>(o)] += dy[m * O + o];
+      want_db_alone[static_cast<size_t>(o)] += dy[m * O + o];
+    }
+  // A sum of n products of numbers below 1, each rounded to 2^-24 of the sum so far.
+  const double tolerance = 1e-6 * std::sqrt(static_cast<double>(M + I + O));
+  char what[96];
+  const auto name = [&](const char* part) {
+    std::snprintf(what, sizeof what, "linear %s M=%d I=%d O=%d gelu=%d threads=%d", part,
+                  static_cast<int>(M), static_cast<int>(I), static_cast<int>(O),
+                  static_cast<int>(f), pool.threads());
+    return what;
+  };
+  k.linear_forward(pool, alone.data(), x.data(), w.data(), nullptr, nullptr, M, I, O, f);
+  expect_near(k.isa, name("y"), alone, want_alone, tolerance);
+  std::memcpy(y.data(), residual.data(), static_cast<size_t>(M * O) * 4);
+  k.linear_forward(pool, y.data(), x.data(), w.data(), b.data(), y.data(), M, I, O, f);
+  expect_near(k.isa, name("y + b + itself"), y, want_y, tolerance);
+  k.linear_backward(pool, dx.data(), dw.data(), db.data(), dy.data(), x.data(), w.data(), M, I, O,
+                    f);
+  expect_near(k.isa, name("dx"), dx, want_dx, tolerance);
+  expect_near(k.isa, name("dw"), dw, want_dw, tolerance);
+  expect_near(k.isa, name("db"), db, want_db, tolerance);
+  k.linear_backward(pool, nullptr, nullptr, db_alone.data(), dy.data(), x.data(), w.data(), M, I, O,
+                    f);
+  expect_near(k.isa, name("db alone"), db_alone, want_db_alone, tolerance);
+}
+
+void test_linear(const Kernels& k, Pool& pool) {
+  const int64_t two = 2 * k.vector_bytes / 4 + 1;
+  int turn = 0;
+  for (int64_t n = 1; n <= two; ++n)
+    for (const int64_t other : {1, 3, 17}) {
+      const Gelu f = static_cast<Gelu>(turn++ % 3);
+      test_linear(k, pool, n, other, 5, f);
+      test_linear(k, pool, 5, n, other, f);
+      test_linear(k, pool, other, 6, n, f);
+    }
+  test_linear(k, pool, 9, 800, 50, Gelu::tanh);  // more than one block of k, in each product
+  test_linear(k, pool, 9, 50, 800, Gelu::erf);
+  test_linear(k, pool, 800, 9, 50, Gelu::none);
+}
+
+// The same bits for every thread count.
+void test_linear_threads(const Kernels& k) {
+  const int64_t M = 45, I = 400, O = 130;
+  Array x(M * I), w(O * I), y1(M * O), y3(M * O);
+  Pool one(1), three(3);
+  k.linear_forward(one, y1.data(), x.data(), w.data(), nullptr, nullptr, M, I, O, Gelu::none);
+  k.linear_forward(three, y3.data(), x.data(), w.data(), nullptr, nullptr, M, I, O, Gelu::none);
+  expect(std::memcmp(y1.data(), y3.data(), static_cast<size_t>(M * O) * 4) == 0, k.isa,
+         "linear: bits on one thread and three", y1[0], y3[0]);
+}
+
+void test_cross_entropy(const Kernels& k, Pool& pool, int64_t M, int64_t V, float scale) {
+  Array logits(M * V);
+  for (int64_t i = 0; i < M * V; ++i) logits[i] *= 20;
+  std::vector<int32_t> targets(static_cast<size_t>(M));
+  for (int64_t m = 0; m < M; ++m)
+    targets[static_cast<size_t>(m)] = m % 4 == 3 ? -1 : static_cast<int32_t>((m * 7 + 3) % V);
+  Doubles want(logits.data(), logits.data() + M * V);
+  double loss = 0;
+  for (int64_t m = 0; m < M; ++m) {
+    const int32_t target = targets[static_cast<size_t>(m)];
+    double total = 0;
+    for (int64_t v = 0; v < V; ++v) total += std::exp(static_cast<double>(logits[m * V + v]));
+    if (target >= 0) loss += std::log(total) - logits[m * V + target];
+    for (int64_t v = 0; scale != 0 && v < V; ++v)
+      want[static_cast<size_t>(m * V + v)] =
+          target < 0
+              ? 0
+              : scale * (std::exp(static_cast<double>(logits[m * V + v])) / total - (v == target));
+  }
+  const double got = k.cross_entropy(pool, logits.data(), targets.data(), M, V, scale);
+  expect(std::fabs(got - loss) <= 1e-6 * (1 + loss), k.isa, "cross_entropy: loss", got, loss);
+  expect_near(k.isa, "cross_entropy: gradient", logits, want, 1e-6);
+}
+
+void test_cross_entropy(const Kernels& k, Pool& pool) {
+  for (int64_t V = 1; V <= 2 * k.vector_bytes / 4 + 1; ++V)
+    for (const float scale : {0.0f, 0.25f}) test_cross_entropy(k, pool, 5, V, scale);
+  test_cross_entropy(k, pool, 7, 1003, 1.0f);
+  Array logits(40);
+  const int32_t target = 0;
+  logits[39] = NAN;  // in the tail
+  const double loss = k.cross_entropy(pool, logits.data(), &target, 1, 40, 0);
+  expect(std::isnan(loss), k.isa, "cross_entropy: loss of a row with NaN", loss, NAN);
+}
+
+void test_adamw(const Kernels& k, Pool& pool, int64_t n) {
+  Array p(n), m(n), v(n);
+  Doubles wp(p.data(), p.data() + n), wm(m.data(), m.data() + n), wv(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; ++i) wv[static_cast<size_t>(i)] = v[i] = std::fabs(v[i]);
+  for (int step = 1; step <= 3; ++step) {
+    Array g(n);
+    const AdamW a{1e-2f,
+                  0.9f,
+                  0.95f,
+                  1e-8f,
+                  0.1f,
+                  static_cast<float>(1 - std::pow(0.9, step)),
+                  static_cast<float>(1 - std::pow(0.95, step)),
+                  0.5f};
+    k.adamw_step(pool, p.data(), g.data(), m.data(), v.data(), n, a);
+    for (int64_t i = 0; i < n; ++i) {
+      const size_t j = static_cast<size_t>(i);
+      const double gi = 0.5 * g[i];
+      wp[j] -= 1e-2 * 0.1 * wp[j];
+      wm[j] = 0.9 * wm[j] + 0.1 * gi;
+      wv[j] = 0.95 * wv[j] + 0.05 * gi * gi;
+      wp[j] -= 1e-2 * (wm[j] / (1 - std::pow(0.9, step))) /
+               (std::sqrt(wv[j] / (1 - std::pow(0.95, step))) + 1e-8);
+    }
+  }
+  expect_near(k.isa, "adamw_step: p", p, wp, 2e-6);
+  expect_near(k.isa, "adamw_step: m", m, wm, 1e-6);
+  expect_near(k.isa, "adamw_step: v", v, wv, 1e-6);
+}
+
+void test_square_sum(const Kernels& k, Pool& pool, int64_t n) {
+  Array x(n);
+  double want = 0;
+  for (int64_t i = 0; i < n; ++i) want += static_cast<double>(x[i]) * x[i];
+  const double got = k.square_sum(pool, x.data(), n);
+  // The sum one by one, which is compared with, is itself good to n/2 · 2^-53.
+  expect(std::fabs(got - want) <= 1e-12 * want, k.isa, "square_sum", got, want);
+}
+
+void test_optim(const Kernels& k, Pool& pool) {
+  for (int64_t n = 1; n <= 2 * k.vector_bytes / 4 + 1; ++n) {
+    test_adamw(k, pool, n);
+    test_square_sum(k, pool, n);
+  }
+  test_adamw(k, pool, 5000);
+  test_square_sum(k, pool, 200001);
+}
+
+}  // namespace
+}  // namespace tenarai::test
+
+int main() {
+  using namespace tenarai;
+  int count = 0;
+  const Kernels* const* tables = available_kernels(&count);
+  for (int i = 0; i < count; ++i) {
+    const Kernels& k = *tables[i];
+    for (const int threads : {1, 3}) {
+      Pool pool(threads);
+      test::test_linear(k, pool);
+      test::test_cross_entropy(k, pool);
+      test::test_optim(k, pool);
+    }
+    test::test_linear_threads(k);
+    std::printf("%s: %d passed, %d failed so far\n", k.isa, test::passed, test::failed);
+  }
+  std::printf("%d passed, %d failed\n", test::passed, test::failed);
+  return test::failed ? 1 : 0;
+}
