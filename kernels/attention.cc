@@ -213,10 +213,10 @@ void backward_panel(const AttentionBackward& f, const AttentionShape& shape, con
 
 // to[i] = scale · Σ from[part][i]
 void sum_parts(float* to, const float* const* from, i64 parts, i64 offset, i64 n, float scale) {
-  for (i64 i = 0; i < n; ++i) {
-    float sum = from[0][offset + i];
-    for (i64 part = 1; part < parts; ++part) sum += from[part][offset + i];
-    to[i] = sum * scale;
+  for (i64 i = 0; i < n; i += kLanes) {  // rows of `from` are whole vectors
+    vf sum = load(from[0] + offset + i);
+    for (i64 part = 1; part < parts; ++part) sum += load(from[part] + offset + i);
+    n - i >= kLanes ? store(to + i, sum * scale) : store_n(to + i, sum * scale, n - i);
   }
 }
 

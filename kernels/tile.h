@@ -20,9 +20,10 @@ constexpr int kTileRows = 6, kTileVectors = 2;  // sixteen registers in all
 // Where the left factor keeps row i, step r of the sum: a[i · stride + r] or a[i + r · stride].
 enum class Left { rows, columns };
 
-// C = or += A B for kRows rows and kVectors vectors, over R steps.
+// C = or += A B for kRows rows and kVectors vectors, over R steps. Not inlined: among other code
+// the compiler would keep one of the sums in memory.
 template <Left kLeft, int kVectors, int kRows>
-static inline void tile_block(float* c, i64 c_stride, const float* a, i64 a_stride, const float* b,
+static __attribute__((noinline)) void tile_block(float* c, i64 c_stride, const float* a, i64 a_stride, const float* b,
                               i64 b_stride, i64 R, bool add) {
   const i64 row = kLeft == Left::rows ? a_stride : 1, step = kLeft == Left::rows ? 1 : a_stride;
   vf sum[kRows][kVectors];
