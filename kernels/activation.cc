@@ -1,13 +1,12 @@
 // Elementwise functions and their derivatives.
 //
 //   gelu(x) = x Φ(x), Φ the normal distribution: ½ (1 + erf(x/√2)), or with tanh for it
-//   gelu'   = Φ(x) + x Φ'(x)
+//   gelu'   = Φ(x) + x Φ'(x)                                         (both in math.h)
 //   silu(x) = x σ(x),  silu' = σ (1 + x (1 − σ)),  σ(x) = 1/(1 + e⁻ˣ)
 //   swiglu(gate, up) = silu(gate) up
 //
 // Nothing is saved but the input; the backward computes the function again.
-#include <cmath>
-
+#include "math.h"
 #include "ops.h"
 #include "parts.h"
 
@@ -15,78 +14,89 @@ namespace tenarai {
 namespace TENARAI_ISA {
 namespace {
 
-constexpr float kSqrt2OverPi = 0.7978845608028654f, kCubic = 0.044715f;
-constexpr float kSqrtHalf = 0.7071067811865476f, kInvSqrt2Pi = 0.3989422804014327f;
+constexpr i64 kCost = 8;  // of an exponential, in floats moved
+constexpr i64 kGrain = 16;
 
-float sigmoid(float x) { return 1 / (1 + expf(-x)); }
+TENARAI_INLINE vf sigmoid(vf x) { return 1.0f / (exp(-x) + 1.0f); }
+// x itself, but finite: σ' falls faster than x grows, and infinity times 0 is not a number.
+TENARAI_INLINE vf silu_derivative(vf x) {
+  const vf s = sigmoid(x), rest = sigmoid(-x);  // 1 − σ without cancellation
+  return s + s * (rest * clamp(x, -100.0f, 100.0f));
+}
+
+// f(i, n) for each vector of [0, n); the last may hold fewer than kLanes elements.
+template <class F>
+static inline void for_vectors(Pool& pool, i64 n, i64 cost, F&& f) {
+  for_parts(pool, n, cost, kGrain, [&](int, i64 begin, i64 end) {
+    i64 i = begin;
+    for (; i + kLanes <= end; i += kLanes) f(i, i64{kLanes});
+    if (i < end) f(i, end - i);
+  });
+}
+TENARAI_INLINE vf get(const float* p, i64 n) { return n == kLanes ? load(p) : load_n(p, n); }
+TENARAI_INLINE void put(float* p, vf v, i64 n) { n == kLanes ? store(p, v) : store_n(p, v, n); }
+
+template <bool kTanh>
+void gelu_forward_as(Pool& pool, float* y, const float* x, i64 n) {
+  for_vectors(pool, n, kCost,
+              [=](i64 i, i64 count) { put(y + i, gelu<kTanh>(get(x + i, count)), count); });
+}
+template <bool kTanh>
+void gelu_backward_as(Pool& pool, float* dx, const float* dy, const float* x, i64 n) {
+  for_vectors(pool, n, kCost, [=](i64 i, i64 count) {
+    put(dx + i, get(dy + i, count) * gelu_derivative<kTanh>(get(x + i, count)), count);
+  });
+}
+void copy(float* to, const float* from, i64 n) {
+  if (to != from) std::memcpy(to, from, static_cast<size_t>(n) * 4);
+}
 
 }  // namespace
 
 void gelu_forward(Pool& pool, float* y, const float* x, i64 n, Gelu form) {
-  for_parts(pool, n, 16, 16, [=](int, i64 begin, i64 end) {
-    for (i64 i = begin; i < end; ++i) {
-      const float v = x[i];
-      const float a = form == Gelu::tanh ? tanhf(kSqrt2OverPi * (v + kCubic * v * v * v))
-                                         : erff(kSqrtHalf * v);
-      y[i] = form == Gelu::none ? v : v * (0.5f + 0.5f * a);
-    }
-  });
+  if (form == Gelu::tanh) return gelu_forward_as<true>(pool, y, x, n);
+  if (form == Gelu::erf) return gelu_forward_as<false>(pool, y, x, n);
+  copy(y, x, n);
 }
 
 void gelu_backward(Pool& pool, float* dx, const float* dy, const float* x, i64 n, Gelu form) {
-  for_parts(pool, n, 16, 16, [=](int, i64 begin, i64 end) {
-    for (i64 i = begin; i < end; ++i) {
-      const float v = x[i];
-      float slope = 1;
-      if (form == Gelu::tanh) {
-        const float a = tanhf(kSqrt2OverPi * (v + kCubic * v * v * v));
-        slope = 0.5f + 0.5f * a +
-                0.5f * v * (1 - a * a) * kSqrt2OverPi * (1 + 3 * kCubic * v * v);
-      } else if (form == Gelu::erf) {
-        slope = 0.5f + 0.5f * erff(kSqrtHalf * v) + v * kInvSqrt2Pi * expf(-0.5f * v * v);
-      }
-      dx[i] = dy[i] * slope;
-    }
-  });
+  if (form == Gelu::tanh) return gelu_backward_as<true>(pool, dx, dy, x, n);
+  if (form == Gelu::erf) return gelu_backward_as<false>(pool, dx, dy, x, n);
+  copy(dx, dy, n);
 }
 
 void silu_forward(Pool& pool, float* y, const float* x, i64 n) {
-  for_parts(pool, n, 16, 16, [=](int, i64 begin, i64 end) {
-    for (i64 i = begin; i < end; ++i) y[i] = x[i] * sigmoid(x[i]);
+  for_vectors(pool, n, kCost, [=](i64 i, i64 count) {
+    const vf v = get(x + i, count);
+    put(y + i, v * sigmoid(v), count);
   });
 }
 
 void silu_backward(Pool& pool, float* dx, const float* dy, const float* x, i64 n) {
-  for_parts(pool, n, 16, 16, [=](int, i64 begin, i64 end) {
-    for (i64 i = begin; i < end; ++i) {
-      const float s = sigmoid(x[i]);
-      dx[i] = dy[i] * s * (1 + x[i] * (1 - s));
-    }
+  for_vectors(pool, n, kCost, [=](i64 i, i64 count) {
+    put(dx + i, get(dy + i, count) * silu_derivative(get(x + i, count)), count);
   });
 }
 
 void swiglu_forward(Pool& pool, float* y, const float* gate, const float* up, i64 n) {
-  for_parts(pool, n, 16, 16, [=](int, i64 begin, i64 end) {
-    for (i64 i = begin; i < end; ++i) y[i] = gate[i] * sigmoid(gate[i]) * up[i];
+  for_vectors(pool, n, kCost, [=](i64 i, i64 count) {
+    const vf g = get(gate + i, count);
+    put(y + i, g * sigmoid(g) * get(up + i, count), count);
   });
 }
 
 void swiglu_backward(Pool& pool, float* dgate, float* dup, const float* dy, const float* gate,
                      const float* up, i64 n) {
-  for_parts(pool, n, 16, 16, [=](int, i64 begin, i64 end) {
-    for (i64 i = begin; i < end; ++i) {
-      const float g = gate[i], s = sigmoid(g), d = dy[i], u = up[i];
-      dup[i] = d * g * s;
-      dgate[i] = d * u * s * (1 + g * (1 - s));
-    }
+  for_vectors(pool, n, kCost, [=](i64 i, i64 count) {
+    const vf g = get(gate + i, count), u = get(up + i, count), d = get(dy + i, count);
+    put(dgate + i, d * u * silu_derivative(g), count);
+    put(dup + i, d * (g * sigmoid(g)), count);
   });
 }
 
 void add(Pool& pool, float* y, const float* a, const float* b, i64 n) {
-  for_parts(pool, n, 1, 16, [=](int, i64 begin, i64 end) {
-    i64 i = begin;
-    for (; i + kLanes <= end; i += kLanes) store(y + i, load(a + i) + load(b + i));
-    for (; i < end; ++i) y[i] = a[i] + b[i];
+  for_vectors(pool, n, 1, [=](i64 i, i64 count) {
+    put(y + i, get(a + i, count) + get(b + i, count), count);
   });
 }
 
