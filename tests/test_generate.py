@@ -1,0 +1,104 @@
+"""From logits to text: the sampler's distribution, the seeds, the sliding context."""
+
+import numpy as np
+import pytest
+
+from tenarai.errors import TenaraiError
+from tenarai.infer.generate import generate_ids, generate_text
+from tenarai.infer.sampler import Sampling, probabilities, sample
+from tenarai.models.gpt2 import GPT2, GPT2Config
+from tenarai.models.table import Weights
+from tenarai.ops import reference
+from tenarai.tokenizers import ByteTokenizer
+
+LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3]))
+
+
+def test_temperature():
+    assert probabilities(LOGITS, Sampling()) == pytest.approx([0.1, 0.4, 0.2, 0.3])
+    squared = np.array([0.01, 0.16, 0.04, 0.09]) / 0.3  # p^(1/T) at T = 1/2
+    assert probabilities(LOGITS, Sampling(0.5)) == pytest.approx(squared)
+    assert probabilities(LOGITS, Sampling(0)).tolist() == [0, 1, 0, 0]
+    assert probabilities(LOGITS + 1e6, Sampling(1e-3)) == pytest.approx([0, 1, 0, 0])
+
+
+def test_top_k_and_top_p():
+    assert probabilities(LOGITS, Sampling(top_k=2)) == pytest.approx([0, 4 / 7, 0, 3 / 7])
+    assert probabilities(LOGITS, Sampling(top_k=99)) == pytest.approx([0.1, 0.4, 0.2, 0.3])
+    assert probabilities(LOGITS, Sampling(top_p=0.5)) == pytest.approx([0, 4 / 7, 0, 3 / 7])
+    assert probabilities(LOGITS, Sampling(top_p=0.35)) == pytest.approx([0, 1, 0, 0])
+    both = probabilities(LOGITS, Sampling(top_k=3, top_p=0.75))  # of 0.9: the first two reach it
+    assert both == pytest.approx([0, 4 / 7, 0, 3 / 7])
+    ties = probabilities(np.zeros(4), Sampling(top_k=2))
+    assert ties == pytest.approx([0.5, 0.5, 0, 0])
+
+
+def test_draws_follow_the_distribution(rng):
+    draws = [sample(LOGITS, Sampling(top_k=3), rng) for _ in range(5000)]
+    shares = np.bincount(draws, minlength=4) / 5000
+    expected = np.array([0, 4, 2, 3]) / 9
+    # Standard deviation of a share: below 0.0071; five of them.
+    assert np.abs(shares - expected).max() < 0.036
+    assert shares[0] == 0
+
+
+@pytest.mark.parametrize(
+    "settings", [{"temperature": -1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0},
+                 {"top_p": 1.1}]
+)  # fmt: skip
+def test_impossible_settings(settings):
+    with pytest.raises(TenaraiError, match=next(iter(settings))):
+        Sampling(**settings)
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = GPT2(GPT2Config(vocab_size=256, context=8, layers=2, heads=2, width=16))
+    params = Weights(model.table()).initialise(3)
+    params.flat *= 10  # so that the most probable token depends on the text
+    return model, params
+
+
+def test_greedy_is_the_argmax_of_the_whole_text(model):
+    """The cache gives what computing everything again gives; beyond the context, of its window."""
+    gpt, params = model
+    ids = [5, 6, 7]
+    window = list(ids)
+    for token in generate_ids(reference, gpt, params, ids, 12, Sampling(0)):
+        if len(window) > 8:
+            window = window[-4:]
+        logits = gpt.logits(reference, params, np.array([window], np.int32))[0, -1]
+        assert token == logits.argmax()
+        window.append(token)
+
+
+def test_a_prompt_longer_than_the_context_is_read_from_its_end(model):
+    gpt, params = model
+    long = list(generate_ids(reference, gpt, params, list(range(50)), 3, Sampling(0)))
+    assert long == list(generate_ids(reference, gpt, params, range(42, 50), 3, Sampling(0)))
+
+
+def test_seeds(model):
+    gpt, params = model
+    texts = [
+        "".join(generate_text(reference, gpt, params, ByteTokenizer(), "a", 9, Sampling(5.0), seed))
+        for seed in (1, 1, 2)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_stops_before_the_end_of_text(model):
+    gpt, params = model
+    whole = list(generate_ids(reference, gpt, params, [1], 6, Sampling(0)))
+    stop = whole[3]
+    cut = list(generate_ids(reference, gpt, params, [1], 6, Sampling(0), stop=stop))
+    assert cut == whole[: whole.index(stop)]
+    assert not list(generate_ids(reference, gpt, params, [1], 0))
+
+
+def test_bad_prompts(model):
+    gpt, params = model
+    with pytest.raises(TenaraiError, match="empty"):
+        next(generate_ids(reference, gpt, params, [], 1))
+    with pytest.raises(TenaraiError, match="token 256.*ends at 255"):
+        next(generate_ids(reference, gpt, params, [256], 1))
