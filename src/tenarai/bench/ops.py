@@ -20,7 +20,7 @@ from .limits import BANDWIDTH_BYTES, Product
 from .peer import Peer, PeerError
 
 C, H, D, V = 768, 12, 64, 50257
-ROUNDS = 3
+ROUNDS = 2
 SECONDS = 0.25  # of calls, at least, per op, direction, side and round
 
 
@@ -130,7 +130,7 @@ def _measure(case: Case, peers: dict[str, Peer], bandwidth: float) -> dict[str, 
     """Best seconds over rounds in which the sides take turns, as rates and fractions."""
     best: dict[str, dict[str, float]] = {}
     request = {"op": case.op, "shape": case.shape, "seconds": SECONDS}
-    limit_request = {"product": asdict(case.product), "repeats": 3} if case.product else None
+    limit_request = {"product": asdict(case.product), "repeats": 10} if case.product else None
     for _ in range(ROUNDS):
         for name, peer in peers.items():
             if name == "limit" and limit_request is None:
