@@ -39,6 +39,7 @@
 // On the causal diagonal the products stop at the blocks above it (attention_tiles.h).
 #include <cmath>
 
+#include "attention_few.h"
 #include "attention_tiles.h"
 
 namespace tenarai {
@@ -224,6 +225,7 @@ void sum_parts(float* to, const float* const* from, i64 parts, i64 offset, i64 n
 
 void attention_forward(Pool& pool, const AttentionForward& f, const AttentionShape& s) {
   if (s.T == 0 || s.S == 0 || s.D == 0) return;
+  if (few_queries(s)) return few_forward(pool, f, s);
   const Division work(s, pool);
   work.run(pool, [&](int thread, Range units) {
     const auto w = tiles_of<ForwardTiles>(pool, thread, s);

@@ -72,6 +72,19 @@ struct KeyTile {
   }
 };
 
+// Into how many parts each of `heads` equal pieces of work goes so that threads get nearly as much.
+static inline i64 balanced_parts(i64 heads, i64 most, i64 threads) {
+  i64 parts = 1;
+  double best = 0;
+  most = at_most(at_most(most, 2 * threads), kMaxParts);
+  for (i64 n = 1; n <= most && best < 0.9; ++n) {
+    const i64 rounds = (heads * n + threads - 1) / threads;
+    const double busy = static_cast<double>(heads * n) / static_cast<double>(rounds * threads);
+    if (busy > best) best = busy, parts = n;
+  }
+  return parts;
+}
+
 // The division of the work. A unit is a part of the queries that share a batch and a key head; the
 // parts are as many as it takes to give each thread nearly as much, and hold about as many scores.
 struct Division {
@@ -82,13 +95,7 @@ struct Division {
       : shape(s), threads(pool.threads()), panels(s.H / s.K * ((s.T + kPanel - 1) / kPanel)) {
     const i64 heads = s.B * s.K, work = heads * panels * s.S * s.D;
     if (work < 4096) threads = 1;
-    double best = 0;
-    const i64 most = at_most(at_most(panels, 2 * threads), kMaxParts);
-    for (i64 n = 1; n <= most && best < 0.9; ++n) {
-      const i64 rounds = (heads * n + threads - 1) / threads;
-      const double busy = static_cast<double>(heads * n) / static_cast<double>(rounds * threads);
-      if (busy > best) best = busy, parts = n;
-    }
+    parts = balanced_parts(heads, panels, threads);
   }
 
   i64 units() const { return shape.B * shape.K * parts; }
