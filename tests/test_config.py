@@ -61,7 +61,7 @@ def test_every_setting_has_a_name_of_its_own_and_a_description():
         ({"kind": "cos"}, "cosine, wsd, constant"),
         ({"steps": 50, "warmup": 60}, "a warm-up of at most 50"),
         ({"kind": "wsd", "steps": 50, "warmup": 10, "decay": 45}, "a decay of at most 40"),
-        ({"min_lr": 0.1}, "from 0 to 0.001"),
+        ({"min_lr": 0.1}, "from 0 to 0.002"),
         ({"prompt": 3}, "must be text"),
     ],
 )

@@ -22,7 +22,13 @@ def _gpt2(layers: int, heads: int, width: int, lr: float, steps: int, accumulate
     make a step: 4 × 1,024 × 128 = 524,288 tokens, the same gradient in a twentieth of the memory.
     """
     return {
-        "model": {"layers": layers, "heads": heads, "width": width, "context": 1024},
+        "model": {
+            "layers": layers,
+            "heads": heads,
+            "width": width,
+            "context": 1024,
+            "dropout": 0.0,
+        },  # fmt: skip
         "data": _GPT2_DATA,
         "optimiser": {
             "batch": 4,

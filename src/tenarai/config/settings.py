@@ -32,7 +32,7 @@ def setting(
 
     `flag` is its name on the command line, where that is not its own.
     """
-    metadata = {"help": help, "low": low, "high": high, "below": below}
+    metadata: dict[str, Any] = {"help": help, "low": low, "high": high, "below": below}
     metadata |= {"choices": choices, "flag": flag}
     return field(default=default, metadata=metadata)
 
@@ -41,11 +41,11 @@ def setting(
 class Model:
     """The shape of the GPT-2."""
 
-    layers: int = setting(6, "transformer blocks", low=1)
-    heads: int = setting(6, "attention heads a block; they divide the width", low=1)
+    layers: int = setting(4, "transformer blocks", low=1)
+    heads: int = setting(4, "attention heads a block; they divide the width", low=1)
     width: int = setting(192, "channels of the residual stream", low=1)
     context: int = setting(128, "longest sequence, in tokens", low=1)
-    dropout: float = setting(0.0, "share of activations dropped in training", low=0, below=1)
+    dropout: float = setting(0.1, "share of activations dropped in training", low=0, below=1)
     recompute: bool = setting(
         False, "keep only each block's input and compute the rest again in the backward pass"
     )
@@ -64,9 +64,9 @@ class Data:
 class Optimiser:
     """AdamW and its batches."""
 
-    batch: int = setting(16, "sequences a micro-batch", low=1)
+    batch: int = setting(8, "sequences a micro-batch", low=1)
     accumulate: int = setting(1, "micro-batches whose gradients make one step", low=1)
-    lr: float = setting(1e-3, "highest learning rate", low=0)
+    lr: float = setting(2e-3, "highest learning rate", low=0)
     beta1: float = setting(0.9, "decay of the first moment", low=0, below=1)
     beta2: float = setting(0.99, "decay of the second moment", low=0, below=1)
     eps: float = setting(1e-8, "added to the root of the second moment", low=0)
@@ -84,7 +84,7 @@ class Schedule:
         choices=("cosine", "wsd", "constant"),
         flag="schedule",
     )
-    steps: int = setting(1500, "steps of the optimiser", low=1)
+    steps: int = setting(1300, "steps of the optimiser", low=1)
     warmup: int = setting(100, "steps in which the learning rate rises from 0", low=0)
     decay: int = setting(300, "last steps in which wsd falls to min_lr", low=0)
     min_lr: float = setting(1e-4, "learning rate at the end of cosine and wsd", low=0)
@@ -100,7 +100,9 @@ class Run:
     val_batches: int = setting(20, "micro-batches of the validation set", low=1)
     sample_every: int = setting(500, "steps between samples; 0: only at the end", low=0)
     sample_tokens: int = setting(120, "tokens a sample", low=1)
-    prompt: str = setting("", "what the samples begin with")
+    prompt: str = setting(
+        "", "what the samples begin with; empty: some words of the validation text"
+    )
     log_every: int = setting(10, "steps between lines of metrics.jsonl", low=1)
     checkpoint_every: int = setting(250, "steps between checkpoints; 0: only at the end", low=0)
     keep: int = setting(2, "newest checkpoints that are kept, besides the best", low=1)

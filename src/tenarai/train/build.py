@@ -116,7 +116,20 @@ def _trainer(
         folder=folder,
         report=report,
         peak=peak,
+        prompt=settings.run.prompt or first_words(dataset),
     )
+
+
+def first_words(dataset: Any) -> str:
+    """Some words that begin a line of the validation text: a fair prompt in any language."""
+    if dataset.tokenizer.name == "ids":  # tokens without a vocabulary
+        return ""
+    text = dataset.tokenizer.decode(dataset.val[0].tokens[:512].tolist())
+    for line in text.split("\n")[1:]:  # the first line may begin in the middle of a word
+        words = line.split()
+        if len(line) >= 16 and line[0].isalpha() and "\ufffd" not in line:
+            return " ".join(words[:4])[:24] if len(words) > 4 else line[:8]
+    return ""
 
 
 def _plans(trainer: Trainer) -> Plans:

@@ -64,6 +64,7 @@ class Trainer:
     folder: RunFolder
     report: Report
     peak: float | None  # GFLOP/s of the machine's best matrix product
+    prompt: str  # what the samples begin with
     metrics: Metrics = field(init=False)  # opened when the state is known
 
     def run(self, interrupt: Interrupt) -> None:
@@ -141,12 +142,12 @@ class Trainer:
             self.state.model,
             self.state.params,
             self.tokenizer,
-            run.prompt,
+            self.prompt,
             run.sample_tokens,
             SAMPLING,
             seed=run.seed + self.state.step,
         )
-        return run.prompt + "".join(pieces)
+        return self.prompt + "".join(pieces)
 
     def save(self) -> None:
         """Write a checkpoint, then drop those that are not to be kept."""

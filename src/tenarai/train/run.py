@@ -174,11 +174,11 @@ def _run(trainer: Trainer, said: int) -> Result:
         signal=interrupt.signal,
     )
     if not interrupt.signal:
-        _say_result(report, result, time.perf_counter() - start)
+        _say_result(report, result, time.perf_counter() - start, trainer.prompt or "The ")
     return result
 
 
-def _say_result(report: Report, result: Result, seconds: float) -> None:
+def _say_result(report: Report, result: Result, seconds: float, prompt: str) -> None:
     val = f", validation {result.val_loss:.3f}" if result.val_loss is not None else ""
     loss = f"loss {result.loss:.3f}{val}" if result.loss is not None else "nothing left to do"
     rate = f", {result.tokens_per_s:,.0f} tokens/s" if result.tokens_per_s else ""
@@ -188,4 +188,4 @@ def _say_result(report: Report, result: Result, seconds: float) -> None:
     report.say("  checkpoints/   the newest and the best, to go on from or to write with")
     report.say("  loss.png, metrics.jsonl, tensorboard/, samples.txt   how it went")
     report.say("  config.toml, tokenizer.json   the settings and the vocabulary")
-    report.say(f'\nWrite with it:  tenarai run -m {result.folder} -p "The "')
+    report.say(f'\nWrite with it:  tenarai run -m {result.folder} -p "{prompt}"')
