@@ -124,7 +124,7 @@ def first_words(dataset: Any) -> str:
     """Some words that begin a line of the validation text: a fair prompt in any language."""
     if dataset.tokenizer.name == "ids":  # tokens without a vocabulary
         return ""
-    text = dataset.tokenizer.decode(dataset.val[0].tokens[:512].tolist())
+    text = dataset.tokenizer.decode(dataset.val[0].tokens[:8192].tolist())
     for line in text.split("\n")[1:]:  # the first line may begin in the middle of a word
         words = line.split()
         if len(line) >= 16 and line[0].isalpha() and "\ufffd" not in line:
