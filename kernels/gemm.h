@@ -24,6 +24,7 @@ namespace TENARAI_ISA {
 
 constexpr i64 kDepthBlock = 384;
 constexpr i64 kBlock = 384 * kDepthBlock;  // floats of A
+constexpr i64 kRowGrain = kRows > kLanes ? kRows : kLanes;
 
 TENARAI_INLINE i64 at_most(i64 a, i64 b) { return a < b ? a : b; }
 TENARAI_INLINE i64 round_up(i64 n, i64 grain) { return (n + grain - 1) / grain * grain; }
@@ -32,6 +33,8 @@ TENARAI_INLINE i64 even_block(i64 n, i64 most, i64 grain) {
   const i64 blocks = (n + most - 1) / most;
   return blocks == 0 ? grain : round_up((n + blocks - 1) / blocks, grain);
 }
+
+TENARAI_INLINE vf load_upto(const float* p, i64 n) { return n == kLanes ? load(p) : load_n(p, n); }
 
 // How the threads share C: rows × columns of rectangles.
 struct Grid {
@@ -74,7 +77,7 @@ struct Product {
     parallel(pool, [&](int thread) {
       const Range rows = split(M, grid.rows, thread / grid.columns, kRows);
       const Range columns = split(N, grid.columns, thread % grid.columns, kLanes);
-      const i64 lines = even_block(rows.end - rows.begin, kBlock / depth, kLanes);
+      const i64 lines = even_block(rows.end - rows.begin, kBlock / depth, kRowGrain);
       float* panels = static_cast<float*>(
           pool.scratch(thread, static_cast<size_t>((lines + kCols) * depth) * sizeof(float)));
       rectangle(rows, columns, lines, depth, panels, panels + lines * depth,
@@ -120,16 +123,18 @@ struct Product {
              bool first, bool last, Panel next) const {
     const i64 tiles = (m + kRows - 1) / kRows;
     alignas(64) float tile[kRows * kCols];
-    for (i64 i = 0; i < m; i += kRows) {
-      const i64 r = at_most(kRows, m - i);
-      for (i64 row = 0; row < r; ++row)
+    for (i64 t = 0; t < tiles; ++t) {
+      const i64 i = t * kRows, rows = at_most(kRows, m - i);
+      for (i64 row = 0; row < rows; ++row)
         prefetch_row(epilogue.c + (i0 + i + row) * epilogue.stride + j0, n);
-      b.prefetch(next.j, next.columns, next.k, next.depth, i / kRows, tiles);
-      choose_micro_kernel(r, n)(tile, a_panels + i * k, b_panel, k);
-      for (i64 row = 0; row < r; ++row)
-        for (i64 j = 0; j < n; j += kLanes)
-          put(load(tile + row * kCols + j), i0 + i + row, j0 + j, at_most(kLanes, n - j), first,
-              last);
+      b.prefetch(next.j, next.columns, next.k, next.depth, t, tiles);
+      if (rows == kRows && n == kCols) {
+        micro_kernel<kRows, kVectors>(tile, a_panels + i * k, b_panel, k);
+        finish<true>(tile, i0 + i, kRows, j0, kCols, first, last);
+      } else {
+        choose_micro_kernel(rows, n)(tile, a_panels + i * k, b_panel, k);
+        finish<false>(tile, i0 + i, rows, j0, n, first, last);
+      }
     }
   }
 
@@ -139,17 +144,27 @@ struct Product {
     __builtin_prefetch(c + n - 1, 1);
   }
 
-  TENARAI_INLINE void put(const Epilogue& e, vf sum, i64 i, i64 j, i64 n, bool first, bool last) {
-    float* c = e.c + i * e.stride + j;
-    vf v = sum + (first ? e.start(i, j, n) : n == kLanes ? load(c) : load_n(c, n));
-    if (last) v = e.finish(v, i, j, n);
-    if (n == kLanes)
-      store(c, v);
-    else
-      store_n(c, v, n);
+  // The tile's way into C.
+  template <bool kFull>
+  TENARAI_INLINE void finish_rows(const Epilogue& e, const float* tile, i64 i0, i64 rows, i64 j0,
+                                  i64 columns, bool first, bool last) {
+    for (i64 row = 0; row < (kFull ? kRows : rows); ++row)
+#pragma GCC unroll 3
+      for (i64 j = 0; j < (kFull ? kCols : columns); j += kLanes) {
+        const i64 n = kFull ? kLanes : at_most(kLanes, columns - j);
+        float* c = e.c + (i0 + row) * e.stride + j0 + j;
+        const vf sum = load(tile + row * kCols + j);
+        vf v = sum + (first ? e.start(i0 + row, j0 + j, n) : load_upto(c, n));
+        if (last) v = e.finish(v, i0 + row, j0 + j, n);
+        n == kLanes ? store(c, v) : store_n(c, v, n);
+      }
   }
-  void put(vf sum, i64 i, i64 j, i64 n, bool first, bool last) const {
-    put(epilogue, sum, i, j, n, first, last);
+  template <bool kFull>
+  void finish(const float* tile, i64 i, i64 rows, i64 j, i64 columns, bool first, bool last) const {
+    if (first)
+      finish_rows<kFull>(epilogue, tile, i, rows, j, columns, true, last);
+    else
+      finish_rows<kFull>(epilogue, tile, i, rows, j, columns, false, last);
   }
 
   static void add_row_sums(float* sums, const float* panels, i64 m, i64 K) {

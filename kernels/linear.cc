@@ -10,8 +10,6 @@
 namespace tenarai {
 namespace TENARAI_ISA {
 
-TENARAI_INLINE vf load_upto(const float* p, i64 n) { return n == kLanes ? load(p) : load_n(p, n); }
-
 struct Forward {
   float* c;
   i64 stride;
@@ -81,6 +79,7 @@ static void dots(float* y, i64 stride, const float* x, const float* w, i64 I, i6
     const i64 n = at_most(kLanes, I - i);
 #pragma GCC unroll 4
     for (int o = 0; o < kOutputs; ++o) {
+      __builtin_prefetch(rows[o] + i + kOutputs * I);  // the next call's
       const vf v = load_upto(rows[o] + i, n);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) acc[r][o] += load_upto(x + r * I + i, n) * v;

@@ -15,33 +15,46 @@ namespace tenarai {
 namespace TENARAI_ISA {
 
 struct Same {
-  static constexpr bool kCopies = true;
   static vf map(vf x) { return x; }
 };
 template <bool kTanh>
 struct GeluOf {
-  static constexpr bool kCopies = false;
   static vf map(vf x) { return gelu<kTanh>(x); }
 };
 
-// Where lines line .. line + kLanes - 1 of one k go: a whole vector where panels are that wide,
-// pieces of several panels where they are narrower. K is the panels' length.
+// 0, 1 .. n - 1 as a type: Count<n>::type.
+template <int... i>
+struct Indices {};
+template <int n, int... i>
+struct Count : Count<n - 1, n - 1, i...> {};
+template <int... i>
+struct Count<0, i...> {
+  using type = Indices<i...>;
+};
+
+// Where lines line .. line + kLanes - 1 of one k go: into one panel, or the halves of a vector into
+// two panels. K is the panels' length.
+template <int... i>
+TENARAI_INLINE void store_halves(float* low, float* high, vf v, Indices<i...>) {
+  typedef float half __attribute__((vector_size(kVectorBytes / 2)));
+  const half a = __builtin_shufflevector(v, v, i...);
+  const half b = __builtin_shufflevector(v, v, (i + kLanes / 2)...);
+  std::memcpy(low, &a, sizeof a);
+  std::memcpy(high, &b, sizeof b);
+}
 template <int kWidth>
 TENARAI_INLINE void store_lines(float* panels, i64 line, i64 k, i64 K, vf v) {
   if constexpr (kWidth >= kLanes) {
     store(panels + line / kWidth * kWidth * K + k * kWidth + line % kWidth, v);
   } else {
-    float lane[kLanes];
-    store(lane, v);
-    for (int i = 0; i < kLanes; i += kWidth)
-      std::memcpy(panels + (line + i) * K + k * kWidth, lane + i, kWidth * sizeof(float));
+    static_assert(2 * kWidth == kLanes, "a panel is half a vector wide, or whole vectors");
+    float* low = panels + line * K + k * kWidth;
+    store_halves(low, low + kWidth * K, v, typename Count<kLanes / 2>::type());
   }
 }
 
 // One step of the transposition of kLanes vectors: where the index of a vector and the index of a
 // lane differ in the bit kBit, the two change places.
-template <int... i>
-struct Indices {};
 template <int kBit, int... i>
 TENARAI_INLINE vf keep_low(vf a, vf b, Indices<i...>) {
   return __builtin_shufflevector(a, b, (i & kBit ? kLanes + i - kBit : i)...);
@@ -50,12 +63,6 @@ template <int kBit, int... i>
 TENARAI_INLINE vf keep_high(vf a, vf b, Indices<i...>) {
   return __builtin_shufflevector(a, b, (i & kBit ? kLanes + i : i + kBit)...);
 }
-template <int n, int... i>
-struct Count : Count<n - 1, n - 1, i...> {};
-template <int... i>
-struct Count<0, i...> {
-  using type = Indices<i...>;
-};
 template <int kBit>
 TENARAI_INLINE void transpose_step(vf* v) {
   using Lanes = typename Count<kLanes>::type;
@@ -160,16 +167,9 @@ struct Across {
  private:
   template <int kWidth, i64 kGroup>
   TENARAI_INLINE void copy(float* to, const float* from, i64 K) {
-    if constexpr (kWidth < kLanes) {
-      static_assert(Map::kCopies, "narrow panels are copied as they are");
 #pragma GCC unroll 16
-      for (i64 i = 0; i < kGroup; i += kWidth)
-        std::memcpy(to + i * K, from + i, kWidth * sizeof(float));
-    } else {
-#pragma GCC unroll 16
-      for (i64 i = 0; i < kGroup; i += kLanes)
-        store_lines<kWidth>(to, i, 0, K, Map::map(load(from + i)));
-    }
+    for (i64 i = 0; i < kGroup; i += kLanes)
+      store_lines<kWidth>(to, i, 0, K, Map::map(load(from + i)));
   }
 };
 
