@@ -128,7 +128,7 @@ def first_words(dataset: Any) -> str:
     for line in text.split("\n")[1:]:  # the first line may begin in the middle of a word
         words = line.split()
         if len(line) >= 16 and line[0].isalpha() and "\ufffd" not in line:
-            return " ".join(words[:4])[:24] if len(words) > 4 else line[:8]
+            return " ".join(words[:3]) if len(words) > 1 else line[:8]
     return ""
 
 
