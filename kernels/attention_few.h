@@ -139,7 +139,7 @@ static inline void few_forward(Pool& pool, const AttentionForward& f, const Atte
   const auto sums_of = [=](const FewTiles& w, i64 slot) {
     return FewSums{w.y + slot * n * W, w.top + slot * n, w.total + slot * n};
   };
-  auto work = [&](int thread) {
+  const auto work = [&](int thread) {
     if (thread >= threads) return;
     const Range mine = units_of(thread);
     const FewTiles w = tiles(thread);
@@ -151,7 +151,7 @@ static inline void few_forward(Pool& pool, const AttentionForward& f, const Atte
     }
   };
   if (threads == 1) return work(0);
-  parallel(pool, work);
+  parallel(pool, [&](int thread) { work(thread); });
   if (parts == 1) return;
   i64 owner = 0;
   for (i64 head = 0; head < heads; ++head) {
