@@ -99,15 +99,15 @@ def train(
 @json_option
 def ops(threads: int | None, only: str, vs: str | None, isa: str | None, as_json: bool) -> None:
     """Time each op, forward and backward, at GPT-2's shapes."""
-    from tenarai.bench import ops as measured
+    from tenarai.bench.ops import run, table
     from tenarai.bench.train import torch_is_installed
     from tenarai.ops.fast import default_threads
 
     if vs == "torch":
         _peers(vs)
     torch = vs == "torch" or (vs is None and torch_is_installed())
-    result = measured.run(threads or default_threads(), only, torch=torch, isa=isa, say=_say)
-    _show(result, measured.table, as_json)
+    result = run(threads or default_threads(), only, torch=torch, isa=isa, say=_say)
+    _show(result, table, as_json)
 
 
 def _config(preset: str) -> Any:

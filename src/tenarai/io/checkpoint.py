@@ -86,7 +86,7 @@ def write_checkpoint(
         for name, array in arrays.items():
             put(b"\0" * (offsets[name] - at))
             if array.nbytes:
-                put(memoryview(array.reshape(-1)).cast("B"))
+                put(array.reshape(-1).view(np.uint8).data)
             at = offsets[name] + array.nbytes
         f.write(digest.finish())
     return at + DIGEST
@@ -169,7 +169,7 @@ class Checkpoint:
             )
         if out.nbytes:
             self._file.seek(entry.offset)
-            self._read_into(memoryview(out.reshape(-1)).cast("B"))
+            self._read_into(out.reshape(-1).view(np.uint8).data)
         return out
 
     def _fail(self, what: str) -> CheckpointError:
