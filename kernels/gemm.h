@@ -4,7 +4,7 @@
 //   each thread has a rectangle of C, for itself
 //     for rows of it, kRowBlock at a time
 //       for k, kDepthBlock at a time
-//         pack A: kRowBlock × kDepthBlock                    stays in L2, 576 KB
+//         pack A: kRowBlock × kDepthBlock                    stays in L2, 768 KB
 //         for columns, kCols at a time
 //           pack B: kDepthBlock × kCols                      L1 and L2, 72 KB
 //           for rows of the block, kRows at a time           A panel in L1, 12 KB
@@ -12,7 +12,8 @@
 //             epilogue
 //
 // The k blocks depend on K alone, and an element of C is the sum of its blocks in their order: its
-// bits are the same for every thread count and every place in the matrix.
+// bits are the same for every thread count and every place in the matrix. (Not those of a forward
+// of four rows or fewer, which linear.cc computes as dot products.)
 #pragma once
 
 #include "micro.h"
@@ -23,7 +24,7 @@ namespace tenarai {
 namespace TENARAI_ISA {
 
 constexpr i64 kDepthBlock = 384;
-constexpr i64 kBlock = 384 * kDepthBlock;  // floats of A
+constexpr i64 kRowBlock = 512;  // where k is a whole block; more where it is shorter
 constexpr i64 kRowGrain = kRows > kLanes ? kRows : kLanes;
 
 TENARAI_INLINE i64 at_most(i64 a, i64 b) { return a < b ? a : b; }
@@ -46,7 +47,7 @@ struct Grid {
 static i64 grid_cost(Grid g, i64 M, i64 N) {
   const i64 m = round_up((M + g.rows - 1) / g.rows, kRows);
   const i64 n = round_up((N + g.columns - 1) / g.columns, kLanes);
-  return m * n * 4 + (m + n * ((m + 383) / 384)) * 24;
+  return m * n * 4 + (m + n * ((m + kRowBlock - 1) / kRowBlock)) * 24;
 }
 static Grid choose_grid(i64 M, i64 N, i64 threads) {
   Grid best{threads, 1};
@@ -77,7 +78,8 @@ struct Product {
     parallel(pool, [&](int thread) {
       const Range rows = split(M, grid.rows, thread / grid.columns, kRows);
       const Range columns = split(N, grid.columns, thread % grid.columns, kLanes);
-      const i64 lines = even_block(rows.end - rows.begin, kBlock / depth, kRowGrain);
+      const i64 lines =
+          even_block(rows.end - rows.begin, kRowBlock * kDepthBlock / depth, kRowGrain);
       float* panels = static_cast<float*>(
           pool.scratch(thread, static_cast<size_t>((lines + kCols) * depth) * sizeof(float)));
       rectangle(rows, columns, lines, depth, panels, panels + lines * depth,

@@ -19,11 +19,11 @@ static void adamw_range(float* __restrict p, const float* __restrict g, float* _
   const float beta1 = a.beta1, beta2 = a.beta2, eps = a.eps, scale = a.grad_scale;
   for (i64 i = 0; i < n; ++i) {
     const float gi = g[i] * scale;
-    const float mi = beta1 * m[i] + (1.0f - beta1) * gi;
-    const float vi = beta2 * v[i] + (1.0f - beta2) * (gi * gi);
-    m[i] = mi;
-    v[i] = vi;
-    p[i] = keep * p[i] - rate * mi / (__builtin_sqrtf(vi) * root + eps);
+    const float first = beta1 * m[i] + (1.0f - beta1) * gi;
+    const float second = beta2 * v[i] + (1.0f - beta2) * (gi * gi);
+    m[i] = first;
+    v[i] = second;
+    p[i] = keep * p[i] - rate * first / (__builtin_sqrtf(second) * root + eps);
   }
 }
 
