@@ -95,9 +95,8 @@ void swiglu_backward(Pool& pool, float* dgate, float* dup, const float* dy, cons
 }
 
 void add(Pool& pool, float* y, const float* a, const float* b, i64 n) {
-  for_vectors(pool, n, 1, [=](i64 i, i64 count) {
-    put(y + i, get(a + i, count) + get(b + i, count), count);
-  });
+  for_vectors(pool, n, 1,
+              [=](i64 i, i64 count) { put(y + i, get(a + i, count) + get(b + i, count), count); });
 }
 
 }  // namespace TENARAI_ISA

@@ -15,7 +15,8 @@
 //   da_ts = p_ts (dp_ts − D_t)
 //   dk_sd = scale Σ_t da_ts q_td               dq_td = scale Σ_s da_ts k_sd
 //
-// Saved: q, k, v, y and ℓ. Recomputed: a and p, one product in five. T numbers a head instead of T².
+// Saved: q, k, v, y and ℓ. Recomputed: a and p, one product in five. T numbers a head instead of
+// T².
 //
 // Tiles. The queries stand in the lanes of the vectors: a tile of scores is kept (keys, queries),
 // so the maximum and the sum over keys need no step across lanes. For that a panel of queries is
@@ -68,9 +69,9 @@ float dot(const float* a, const float* b, i64 n) {
 }
 
 struct ForwardTiles {
-  float *q, *y, *p;         // (D, 64), (D, 64), (64 keys, 64)
-  float *top, *total;       // (64): m and l
-  float *k_copy, *v_copy;   // (S, D)
+  float *q, *y, *p;        // (D, 64), (D, 64), (64 keys, 64)
+  float *top, *total;      // (64): m and l
+  float *k_copy, *v_copy;  // (S, D)
 
   void lay(Cut& cut, const AttentionShape& s) {
     q = cut(s.D * kPanel), y = cut(s.D * kPanel), p = cut(kKeyTile * kPanel);

@@ -96,8 +96,7 @@ static inline void few_unit(const AttentionForward& f, const AttentionShape& s, 
     tile_product<Left::rows>(y, W, w.p, kKeyTile, v, f.vs.t, n, whole, count, true);
     for (i64 j = 0; j < n; ++j)
       for (i64 i = 0; i < count; ++i)
-        for (i64 d = whole; d < s.D; ++d)
-          y[j * W + d] += w.p[j * kKeyTile + i] * v[i * f.vs.t + d];
+        for (i64 d = whole; d < s.D; ++d) y[j * W + d] += w.p[j * kKeyTile + i] * v[i * f.vs.t + d];
   }
 }
 

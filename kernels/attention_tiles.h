@@ -9,8 +9,8 @@
 namespace tenarai {
 namespace TENARAI_ISA {
 
-constexpr i64 kPanel = 64;                     // queries
-constexpr i64 kKeyTile = 64;                   // keys
+constexpr i64 kPanel = 64;    // queries
+constexpr i64 kKeyTile = 64;  // keys
 constexpr i64 kMaxParts = 256;
 constexpr i64 kStrip = kTileVectors * kLanes;  // queries as wide as a product's block
 static_assert(kPanel % kStrip == 0, "a panel is whole strips");
@@ -112,8 +112,8 @@ struct Division {
     const i64 per_head = panels / (shape.H / shape.K), head = unit / parts;
     const i64 kh = head % shape.K, t = index % per_head * kPanel;
     const i64 count = at_most(shape.T - t, kPanel);
-    return {head / shape.K, kh * (shape.H / shape.K) + index / per_head, kh, t, count,
-            shape.causal ? t + count + shape.S - shape.T : shape.S};
+    return {head / shape.K, kh * (shape.H / shape.K) + index / per_head,           kh, t,
+            count,          shape.causal ? t + count + shape.S - shape.T : shape.S};
   }
   // The panels of a unit's part: those whose share of all keys seen begins in its share of the sum.
   Range panels_of(i64 unit) const {

@@ -105,8 +105,8 @@ struct Machine {
     vector(dx, M * I, "size of dx");
     if (dw) matrix(*dw, O, I, "dw (O, I)");
     vector(db, O, "db");
-    k.linear_backward(pool, pointer(dx), pointer(dw), pointer(db), dy.data(), x.data(), w.data(),
-                      M, I, O, gelu(f));
+    k.linear_backward(pool, pointer(dx), pointer(dw), pointer(db), dy.data(), x.data(), w.data(), M,
+                      I, O, gelu(f));
   }
 
   void layer_norm_forward(Out y, Out mean, Out rstd, In x, In w, In b, float eps) {
@@ -224,9 +224,14 @@ struct Machine {
 
   static AttentionShape attention_shape(const InView& q, const InView& key, float scale,
                                         bool causal) {
-    const AttentionShape s{(int64_t)q.shape(0),   (int64_t)q.shape(1),   (int64_t)key.shape(1),
-                           (int64_t)q.shape(2),   (int64_t)key.shape(2), (int64_t)q.shape(3),
-                           scale,                 causal};
+    const AttentionShape s{(int64_t)q.shape(0),
+                           (int64_t)q.shape(1),
+                           (int64_t)key.shape(1),
+                           (int64_t)q.shape(2),
+                           (int64_t)key.shape(2),
+                           (int64_t)q.shape(3),
+                           scale,
+                           causal};
     if (s.K < 1 || s.H % s.K)
       fail("attention: " + std::to_string(s.H) + " query heads over " + std::to_string(s.K) +
            " key heads: not a multiple");
@@ -332,11 +337,13 @@ NB_MODULE(_kernels, m) {
   const auto maybe = [](const char* name) { return nb::arg(name).noconvert().none(); };
 
   nb::class_<Machine>(m, "Machine", "The kernels of one instruction set, and their threads.")
-      .def("__init__",
-           [](Machine* self, std::optional<std::string> isa, int threads) {
-             if (threads < 1 || threads > 1024) fail("threads: expected 1 to 1024");
-             new (self) Machine(table(isa), threads);
-           }, "isa"_a.none(), "threads"_a)
+      .def(
+          "__init__",
+          [](Machine* self, std::optional<std::string> isa, int threads) {
+            if (threads < 1 || threads > 1024) fail("threads: expected 1 to 1024");
+            new (self) Machine(table(isa), threads);
+          },
+          "isa"_a.none(), "threads"_a)
       .def_prop_ro("isa", [](const Machine& self) { return self.k.isa; })
       .def_prop_ro("vector_bytes", [](const Machine& self) { return self.k.vector_bytes; })
       .def_prop_ro("threads", [](const Machine& self) { return self.pool.threads(); })
@@ -344,10 +351,10 @@ NB_MODULE(_kernels, m) {
            maybe("residual"), "gelu"_a, Release())
       .def("linear_backward", &Machine::linear_backward, maybe("dx"), maybe("dw"), maybe("db"),
            a("dy"), a("x"), a("w"), "gelu"_a, Release())
-      .def("layer_norm_forward", &Machine::layer_norm_forward, a("y"), a("mean"), a("rstd"),
-           a("x"), a("w"), a("b"), "eps"_a, Release())
-      .def("layer_norm_backward", &Machine::layer_norm_backward, a("dx"), a("dw"), a("db"),
-           a("dy"), maybe("dresidual"), a("x"), a("w"), a("mean"), a("rstd"), Release())
+      .def("layer_norm_forward", &Machine::layer_norm_forward, a("y"), a("mean"), a("rstd"), a("x"),
+           a("w"), a("b"), "eps"_a, Release())
+      .def("layer_norm_backward", &Machine::layer_norm_backward, a("dx"), a("dw"), a("db"), a("dy"),
+           maybe("dresidual"), a("x"), a("w"), a("mean"), a("rstd"), Release())
       .def("rms_norm_forward", &Machine::rms_norm_forward, a("y"), a("rstd"), a("x"), a("w"),
            "eps"_a, Release())
       .def("rms_norm_backward", &Machine::rms_norm_backward, a("dx"), a("dw"), a("dy"),

@@ -33,7 +33,7 @@ struct InputGradient {
   vf start(i64, i64, i64) const { return vf{}; }
   vf finish(vf sum, i64 i, i64 j, i64 n) const {
     if constexpr (f == Gelu::none) return sum;
-    return sum * gelu_derivative < f == Gelu::tanh > (load_upto(x + i * stride + j, n));
+    return sum * gelu_derivative<f == Gelu::tanh>(load_upto(x + i * stride + j, n));
   }
 };
 

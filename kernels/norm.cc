@@ -72,9 +72,8 @@ void rms_norm_forward(Pool& pool, float* y, float* rstd, const float* x, const f
         squares += v * v;
       });
       const float r = 1 / sqrtf(sum(squares) / C + eps);
-      for_vectors(C, [&](i64 i, i64 n) {
-        put(y + m * C + i, get(row + i, n) * r * get(w + i, n), n);
-      });
+      for_vectors(
+          C, [&](i64 i, i64 n) { put(y + m * C + i, get(row + i, n) * r * get(w + i, n), n); });
       rstd[m] = r;
     }
   });
@@ -128,8 +127,8 @@ void norm_backward(Pool& pool, float* dx, float* dw, float* db, const float* dy,
 }  // namespace
 
 void layer_norm_backward(Pool& pool, float* dx, float* dw, float* db, const float* dy,
-                         const float* dresidual, const float* x, const float* w,
-                         const float* mean, const float* rstd, i64 M, i64 C) {
+                         const float* dresidual, const float* x, const float* w, const float* mean,
+                         const float* rstd, i64 M, i64 C) {
   norm_backward<true>(pool, dx, dw, db, dy, dresidual, x, w, mean, rstd, M, C);
 }
 

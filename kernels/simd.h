@@ -49,7 +49,9 @@ TENARAI_INLINE vf load_n(const float* p, i64 n) {
   std::memcpy(&v, p, static_cast<size_t>(n) * 4);
   return v;
 }
-TENARAI_INLINE void store_n(float* p, vf v, i64 n) { std::memcpy(p, &v, static_cast<size_t>(n) * 4); }
+TENARAI_INLINE void store_n(float* p, vf v, i64 n) {
+  std::memcpy(p, &v, static_cast<size_t>(n) * 4);
+}
 
 TENARAI_INLINE vf broadcast(float x) { return x - vf{}; }  // x - 0 keeps the sign of -0
 

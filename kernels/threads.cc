@@ -35,8 +35,8 @@ struct Scratch {
 }  // namespace
 
 struct Pool::State {
-  std::atomic<uint64_t> job{0};       // raised by one for each run
-  std::atomic<int> unfinished{0};     // workers that have not returned from it
+  std::atomic<uint64_t> job{0};    // raised by one for each run
+  std::atomic<int> unfinished{0};  // workers that have not returned from it
   std::atomic<int> asleep{0};
   std::atomic<bool> stop{false};
   void (*work)(void*, int) = nullptr;
@@ -77,7 +77,9 @@ struct Pool::State {
   void start_job() {
     job.fetch_add(1);  // sequentially consistent, as is `asleep`: one of the two sees the other
     if (asleep.load() > 0) {
-      { std::lock_guard<std::mutex> lock(mutex); }
+      {
+        std::lock_guard<std::mutex> lock(mutex);
+      }
       wake.notify_all();
     }
   }

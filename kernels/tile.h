@@ -23,13 +23,13 @@ enum class Left { rows, columns };
 // C = or += A B for kRows rows and kVectors vectors, over R steps. Not inlined: among other code
 // the compiler would keep one of the sums in memory.
 template <Left kLeft, int kVectors, int kRows>
-static __attribute__((noinline)) void tile_block(float* c, i64 c_stride, const float* a, i64 a_stride, const float* b,
-                              i64 b_stride, i64 R, bool add) {
+static __attribute__((noinline)) void tile_block(float* c, i64 c_stride, const float* a,
+                                                 i64 a_stride, const float* b, i64 b_stride, i64 R,
+                                                 bool add) {
   const i64 row = kLeft == Left::rows ? a_stride : 1, step = kLeft == Left::rows ? 1 : a_stride;
   vf sum[kRows][kVectors];
   for (int i = 0; i < kRows; ++i)
-    for (int j = 0; j < kVectors; ++j)
-      sum[i][j] = add ? load(c + i * c_stride + j * kLanes) : vf{};
+    for (int j = 0; j < kVectors; ++j) sum[i][j] = add ? load(c + i * c_stride + j * kLanes) : vf{};
   for (i64 r = 0; r < R; ++r) {
     vf right[kVectors];
     for (int j = 0; j < kVectors; ++j) right[j] = load(b + r * b_stride + j * kLanes);
@@ -44,8 +44,8 @@ static __attribute__((noinline)) void tile_block(float* c, i64 c_stride, const f
 
 // The blocks below each other, M rows in all; the last is as high as what is left.
 template <Left kLeft, int kVectors, int kRows = kTileRows>
-static inline void tile_column(float* c, i64 c_stride, const float* a, i64 a_stride,
-                               const float* b, i64 b_stride, i64 M, i64 R, bool add) {
+static inline void tile_column(float* c, i64 c_stride, const float* a, i64 a_stride, const float* b,
+                               i64 b_stride, i64 M, i64 R, bool add) {
   const i64 row = kLeft == Left::rows ? a_stride : 1;
   i64 i = 0;
   for (; i + kRows <= M; i += kRows)
@@ -96,8 +96,8 @@ TENARAI_INLINE void transpose_steps(vf* rows) {
   }
 }
 
-// to (N, M) = from (M, N)ᵀ · factor. Rows of `to` are written up to a multiple of kLanes, with zeros
-// past M, where `pad`; else to their M elements.
+// to (N, M) = from (M, N)ᵀ · factor. Rows of `to` are written up to a multiple of kLanes, with
+// zeros past M, where `pad`; else to their M elements.
 static inline void transpose(float* to, i64 to_stride, const float* from, i64 from_stride, i64 M,
                              i64 N, float factor, bool pad) {
   for (i64 m = 0; m < M; m += kLanes)
