@@ -39,3 +39,13 @@ kernels:
     cmake -S . -B build/kernels -DTENARAI_PYTHON=OFF -DTENARAI_KERNEL_TESTS=ON
     cmake --build build/kernels --parallel
     ctest --test-dir build/kernels --output-on-failure
+
+# The same for 64-bit ARM under qemu: with SVE of 512 bits, and with NEON alone
+kernels-arm:
+    cmake -S . -B build/kernels-arm -DTENARAI_PYTHON=OFF -DTENARAI_KERNEL_TESTS=ON \
+        -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+        -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
+        -DCMAKE_CROSSCOMPILING_EMULATOR="qemu-aarch64;-L;/usr/aarch64-linux-gnu;-cpu;max,sve512=on"
+    cmake --build build/kernels-arm --parallel
+    ctest --test-dir build/kernels-arm --output-on-failure
+    qemu-aarch64 -L /usr/aarch64-linux-gnu -cpu cortex-a72 build/kernels-arm/test_kernels
