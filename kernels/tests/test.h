@@ -58,4 +58,8 @@ inline void expect_near(const char* isa, const char* what, Array& got,
   expect(got.guards_hold(), isa, what, 0, 12345);
 }
 
+// In files of their own.
+void test_attention(const Kernels&, Pool&);
+void test_rows(const Kernels&, Pool&);
+
 }  // namespace tenarai::test

@@ -1,0 +1,156 @@
+// Attention against plain loops in double: views with gaps between their rows, grouped heads, more
+// keys than queries, odd sizes, few queries and many, one thread and several.
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "test.h"
+
+namespace tenarai::test {
+namespace {
+
+using Doubles = std::vector<double>;
+
+// A (B, T, H, D) view: each head's row is followed by `gap` floats that nobody may write.
+struct View {
+  int64_t T, H, D, gap;
+  Array array;
+  View(int64_t B, int64_t t, int64_t h, int64_t d, int64_t g)
+      : T(t), H(h), D(d), gap(g), array(B * t * h * (d + g)) {}
+  Strides strides() const { return {T * H * (D + gap), H * (D + gap), D + gap}; }
+  int64_t place(int64_t b, int64_t t, int64_t h) const { return ((b * T + t) * H + h) * (D + gap); }
+  float at(int64_t b, int64_t t, int64_t h, int64_t d) { return array[place(b, t, h) + d]; }
+  Doubles want() { return Doubles(array.data(), array.data() + array.size()); }
+  void clear(Doubles* want) {
+    for (size_t i = 0; i < want->size(); ++i)
+      if (static_cast<int64_t>(i) % (D + gap) < D) (*want)[i] = 0;
+  }
+};
+
+struct Case {
+  int64_t B, T, S, H, K, D;
+  bool causal;
+};
+
+void test_attention(const Kernels& k, Pool& pool, const Case& c) {
+  View q(c.B, c.T, c.H, c.D, 3), key(c.B, c.S, c.K, c.D, 5), v(c.B, c.S, c.K, c.D, 1);
+  View y(c.B, c.T, c.H, c.D, 2), dy(c.B, c.T, c.H, c.D, 4);
+  View dq(c.B, c.T, c.H, c.D, 1), dk(c.B, c.S, c.K, c.D, 2), dv(c.B, c.S, c.K, c.D, 3);
+  Array lse(c.B * c.H * c.T);
+  Doubles want_y = y.want(), want_dq = dq.want(), want_dk = dk.want(), want_dv = dv.want();
+  Doubles want_lse(static_cast<size_t>(lse.size()));
+  for (View* view : {&y, &dq, &dk, &dv})
+    view->clear(view == &y ? &want_y : view == &dq ? &want_dq : view == &dk ? &want_dk : &want_dv);
+  const float scale = 3 / std::sqrt(static_cast<float>(c.D));  // sharp enough to have an order
+
+  for (int64_t b = 0; b < c.B; ++b)
+    for (int64_t h = 0; h < c.H; ++h)
+      for (int64_t t = 0; t < c.T; ++t) {
+        const int64_t kh = h / (c.H / c.K), n = c.causal ? t + c.S - c.T + 1 : c.S;
+        Doubles p(static_cast<size_t>(n)), dp(p);
+        double total = 0, delta = 0;
+        for (int64_t s = 0; s < n; ++s) {
+          double a = 0, d_p = 0;
+          for (int64_t d = 0; d < c.D; ++d) {
+            a += static_cast<double>(q.at(b, t, h, d)) * key.at(b, s, kh, d);
+            d_p += static_cast<double>(dy.at(b, t, h, d)) * v.at(b, s, kh, d);
+          }
+          p[static_cast<size_t>(s)] = std::exp(scale * a);
+          dp[static_cast<size_t>(s)] = d_p;
+          total += p[static_cast<size_t>(s)];
+        }
+        want_lse[static_cast<size_t>((b * c.H + h) * c.T + t)] = std::log(total);
+        for (double& x : p) x /= total;
+        for (size_t s = 0; s < p.size(); ++s) delta += p[s] * dp[s];
+        for (int64_t s = 0; s < n; ++s) {
+          const double w = p[static_cast<size_t>(s)], ds = w * (dp[static_cast<size_t>(s)] - delta);
+          for (int64_t d = 0; d < c.D; ++d) {
+            const auto add = [&](Doubles& x, int64_t place, double more) {
+              x[static_cast<size_t>(place + d)] += more;
+            };
+            add(want_y, y.place(b, t, h), w * v.at(b, s, kh, d));
+            add(want_dv, dv.place(b, s, kh), w * dy.at(b, t, h, d));
+            add(want_dk, dk.place(b, s, kh), scale * ds * q.at(b, t, h, d));
+            add(want_dq, dq.place(b, t, h), scale * ds * key.at(b, s, kh, d));
+          }
+        }
+      }
+
+  const AttentionShape shape{c.B, c.T, c.S, c.H, c.K, c.D, scale, c.causal};
+  k.attention_forward(pool,
+                      {y.array.data(), lse.data(), q.array.data(), key.array.data(),
+                       v.array.data(), y.strides(), q.strides(), key.strides(), v.strides()},
+                      shape);
+  k.attention_backward(
+      pool, {dq.array.data(), dk.array.data(),  dv.array.data(), dy.array.data(), q.array.data(),
+             key.array.data(), v.array.data(),  y.array.data(),  lse.data(),      dq.strides(),
+             dk.strides(),     dv.strides(),    dy.strides(),    q.strides(),     key.strides(),
+             v.strides(),      y.strides()},
+      shape);
+  const std::string sizes =
+      " B=" + std::to_string(c.B) + " T=" + std::to_string(c.T) + " S=" + std::to_string(c.S) +
+      " H=" + std::to_string(c.H) + " K=" + std::to_string(c.K) + " D=" + std::to_string(c.D) +
+      (c.causal ? " causal" : " full") + " threads=" + std::to_string(pool.threads());
+  const auto check = [&](const char* name, Array& got, const Doubles& want) {
+    // Scores of a few units, each good to 2^-23 of the largest; dk and dv sum T of their products.
+    expect_near(k.isa, ("attention " + std::string(name) + sizes).c_str(), got, want, 5e-6);
+  };
+  check("y", y.array, want_y);
+  check("lse", lse, want_lse);
+  check("dq", dq.array, want_dq);
+  check("dk", dk.array, want_dk);
+  check("dv", dv.array, want_dv);
+}
+
+// The same bits twice on the same number of threads.
+void test_same_bits(const Kernels& k, Pool& pool) {
+  const int64_t T = 130, D = 24;
+  View q(1, T, 1, D, 0), key(1, T, 1, D, 0), v(1, T, 1, D, 0), y1(1, T, 1, D, 0), y2(1, T, 1, D, 0);
+  Array lse(T);
+  for (View* y : {&y1, &y2})
+    k.attention_forward(pool,
+                        {y->array.data(), lse.data(), q.array.data(), key.array.data(),
+                         v.array.data(), y->strides(), q.strides(), key.strides(), v.strides()},
+                        {1, T, T, 1, 1, D, 0.2f, true});
+  expect(std::memcmp(y1.array.data(), y2.array.data(), static_cast<size_t>(T * D) * 4) == 0, k.isa,
+         "attention: bits of two runs", y1.array[0], y2.array[0]);
+}
+
+// A NaN in a key is seen by the queries that see the key, and by no other.
+void test_nan(const Kernels& k, Pool& pool, int64_t T) {
+  const int64_t S = 70, D = 8, bad = S - 2;
+  View q(1, T, 1, D, 0), key(1, S, 1, D, 0), v(1, S, 1, D, 0), y(1, T, 1, D, 0);
+  Array lse(T);
+  key.array[key.place(0, bad, 0)] = NAN;
+  k.attention_forward(pool,
+                      {y.array.data(), lse.data(), q.array.data(), key.array.data(),
+                       v.array.data(), y.strides(), q.strides(), key.strides(), v.strides()},
+                      {1, T, S, 1, 1, D, 0.2f, true});
+  for (int64_t t = 0; t < T; ++t)
+    expect(std::isnan(y.at(0, t, 0, 0)) == (t + S - T >= bad), k.isa, "attention: NaN in a key",
+           y.at(0, t, 0, 0), static_cast<double>(t));
+}
+
+}  // namespace
+
+void test_attention(const Kernels& k, Pool& pool) {
+  for (const bool causal : {true, false}) {
+    for (int64_t D = 1; D <= 2 * k.vector_bytes / 4 + 1; ++D) {
+      test_attention(k, pool, {1, 20, 20, 2, 1, D, causal});  // panels of queries
+      test_attention(k, pool, {1, 2, 21, 2, 1, D, causal});   // few queries
+    }
+    for (int64_t T = 1; T <= 2 * k.vector_bytes / 4 + 1; ++T)
+      test_attention(k, pool, {1, T, T + T % 3, 1, 1, 5, causal});
+    test_attention(k, pool, {2, 127, 127, 2, 2, 17, causal});  // panels, tiles and their ends
+    test_attention(k, pool, {1, 65, 200, 6, 2, 32, causal});
+    test_attention(k, pool, {1, 150, 150, 1, 1, 80, causal});  // one head among the threads
+    test_attention(k, pool, {1, 1, 1100, 2, 1, 64, causal});   // its keys among them
+    test_attention(k, pool, {1, 9, 70, 1, 1, 256, causal});
+  }
+  test_attention(k, pool, {1, 70, 9, 1, 1, 16, false});
+  test_same_bits(k, pool);
+  test_nan(k, pool, 1);
+  test_nan(k, pool, 70);
+}
+
+}  // namespace tenarai::test
