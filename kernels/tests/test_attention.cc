@@ -78,14 +78,14 @@ void test_attention(const Kernels& k, Pool& pool, const Case& c) {
 
   const AttentionShape shape{c.B, c.T, c.S, c.H, c.K, c.D, scale, c.causal};
   k.attention_forward(pool,
-                      {y.array.data(), lse.data(), q.array.data(), key.array.data(),
-                       v.array.data(), y.strides(), q.strides(), key.strides(), v.strides()},
+                      {y.array.data(), lse.data(), q.array.data(), key.array.data(), v.array.data(),
+                       y.strides(), q.strides(), key.strides(), v.strides()},
                       shape);
   k.attention_backward(
-      pool, {dq.array.data(), dk.array.data(),  dv.array.data(), dy.array.data(), q.array.data(),
-             key.array.data(), v.array.data(),  y.array.data(),  lse.data(),      dq.strides(),
-             dk.strides(),     dv.strides(),    dy.strides(),    q.strides(),     key.strides(),
-             v.strides(),      y.strides()},
+      pool,
+      {dq.array.data(), dk.array.data(), dv.array.data(), dy.array.data(), q.array.data(),
+       key.array.data(), v.array.data(), y.array.data(), lse.data(), dq.strides(), dk.strides(),
+       dv.strides(), dy.strides(), q.strides(), key.strides(), v.strides(), y.strides()},
       shape);
   const std::string sizes =
       " B=" + std::to_string(c.B) + " T=" + std::to_string(c.T) + " S=" + std::to_string(c.S) +
@@ -123,8 +123,8 @@ void test_nan(const Kernels& k, Pool& pool, int64_t T) {
   Array lse(T);
   key.array[key.place(0, bad, 0)] = NAN;
   k.attention_forward(pool,
-                      {y.array.data(), lse.data(), q.array.data(), key.array.data(),
-                       v.array.data(), y.strides(), q.strides(), key.strides(), v.strides()},
+                      {y.array.data(), lse.data(), q.array.data(), key.array.data(), v.array.data(),
+                       y.strides(), q.strides(), key.strides(), v.strides()},
                       {1, T, S, 1, 1, D, 0.2f, true});
   for (int64_t t = 0; t < T; ++t)
     expect(std::isnan(y.at(0, t, 0, 0)) == (t + S - T >= bad), k.isa, "attention: NaN in a key",
