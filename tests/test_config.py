@@ -36,6 +36,7 @@ def test_published_recipes():
     assert (char.model.layers, char.model.heads, char.model.width) == (4, 4, 128)
     assert (char.model.context, char.optimiser.batch, char.schedule.steps) == (64, 12, 2000)
     assert char.optimiser.beta2 == 0.99 and char.schedule.min_lr == 1e-4
+    assert not char.model.bias and char.model.gelu == "exact" and char.model.dropout == 0
 
 
 def test_every_setting_has_a_name_of_its_own_and_a_description():

@@ -12,6 +12,7 @@ import tenarai
 from tenarai.config import Optimiser
 from tenarai.errors import TenaraiError
 from tenarai.io.atomic import WriteError
+from tenarai.io.checkpoint import Checkpoint
 from tenarai.io.checkpoint_folder import list_checkpoints
 from tenarai.models.table import Param, Weights
 from tenarai.ops import reference
@@ -222,3 +223,14 @@ def test_cut_off_lines_of_metrics_are_left_out(tmp_path):
     file = tmp_path / "m.jsonl"
     file.write_text(json.dumps({"step": 1, "loss": 2.0}) + '\n{"step": 2, "lo')
     assert read_metrics(file) == [{"step": 1, "loss": 2.0}]
+
+
+def test_the_models_settings_reach_the_model(text, tmp_path):
+    tiny = TINY | {"source": str(text), "steps": 1, "warmup": 0, "val_every": 0}
+    for name, given in (("plain", {}), ("full", {"bias": True, "gelu": "tanh"})):
+        train(out=tmp_path / name, report=Quiet(), **tiny | given)
+        with Checkpoint(list_checkpoints(tmp_path / name / "checkpoints")[0]) as c:
+            config = c.meta["model"]
+            biases = [key for key in c.entries if key.endswith("bias")]
+        assert (config["bias"], config["gelu"]) == ((name == "full"), "tanh" if given else "none")
+        assert bool(biases) == (name == "full")

@@ -50,9 +50,18 @@ _gpt2_xl["schedule"]["min_lr"] = 6e-5
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # English prose from CPython's own documentation, in about two minutes on two cores.
     "small": {},
-    # nanoGPT's character-level recipe for a CPU, number for number.
+    # nanoGPT's character-level recipe for a CPU, number for number. The text is the user's: name
+    # tinyshakespeare's file to compare with nanoGPT's own run.
     "char": {
-        "model": {"layers": 4, "heads": 4, "width": 128, "context": 64, "dropout": 0.0},
+        "model": {
+            "layers": 4,
+            "heads": 4,
+            "width": 128,
+            "context": 64,
+            "bias": False,
+            "gelu": "exact",
+            "dropout": 0.0,
+        },
         "data": {"tokenizer": "char"},
         "optimiser": {"batch": 12, "lr": 1e-3, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.1},
         "schedule": {"kind": "cosine", "steps": 2000, "warmup": 100, "min_lr": 1e-4},

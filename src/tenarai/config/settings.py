@@ -45,6 +45,10 @@ class Model:
     heads: int = setting(4, "attention heads a block; they divide the width", low=1)
     width: int = setting(192, "channels of the residual stream", low=1)
     context: int = setting(128, "longest sequence, in tokens", low=1)
+    bias: bool = setting(True, "biases in the linear layers and layer norms")
+    gelu: str = setting(
+        "tanh", "GPT-2's approximation by tanh, or the exact one", choices=("tanh", "exact")
+    )
     dropout: float = setting(0.1, "share of activations dropped in training", low=0, below=1)
     recompute: bool = setting(
         False, "keep only each block's input and compute the rest again in the backward pass"

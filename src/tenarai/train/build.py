@@ -73,6 +73,8 @@ def _model(settings: Settings, vocab_size: int) -> GPT2:
         layers=m.layers,
         heads=m.heads,
         width=m.width,
+        bias=m.bias,
+        gelu="none" if m.gelu == "exact" else m.gelu,
         dropout=m.dropout,
     )
     return GPT2(config, recompute=m.recompute)
