@@ -268,6 +268,8 @@ def test_foreign_shards_without_a_vocabulary(tmp_path):
     assert (again.name, again.vocab_size, again.eot) == ("ids", 50257, 50256)
     stream = again.stream()
     assert stream.push(464) + stream.push(1) + stream.flush() == again.decode([464, 1])
+    asked = data.load(folder, "gpt2")  # as the presets do; its files are not at hand
+    assert (asked.vocab_size, asked.tokenizer.name) == (50257, "ids")
     wide = foreign(tmp_path / "llama", [464, 128000], [1], 128256)
     assert data.load(wide).vocab_size == 128256
     odd = foreign(tmp_path / "odd", [60000], [1], 65536)

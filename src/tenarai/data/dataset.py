@@ -61,7 +61,8 @@ def open_dataset(path: str | os.PathLike[str], tokenizer: str | None = None) -> 
 
     Ours has a dataset.json, which must agree with the files beside it. Another's has *train*.bin
     and *val*.bin in llm.c's format; its vocabulary is `tokenizer` (a name or a path), else what
-    lies in the folder, else GPT-2's where that is at hand and fits, else bare ids.
+    lies in the folder, else GPT-2's where that is at hand and fits, else bare ids; "gpt2" that is
+    not at hand counts as not given.
     Raises DataError, TokenizerError.
     """
     folder = Path(path)
@@ -161,7 +162,7 @@ def named_tokenizer(name: str) -> Tokenizer:
         return tokenizers.ByteTokenizer()
     if name != "gpt2" or tokenizers.find(name):
         return tokenizers.load(name)
-    folder = cache_folder() / "tokenizers" / "gpt2"
+    folder = _gpt2_folder()
     if tokenizers.find(folder):
         return tokenizers.load(folder)
     raise DataError(
@@ -170,14 +171,21 @@ def named_tokenizer(name: str) -> Tokenizer:
     )
 
 
+def _gpt2_folder() -> Path:
+    return cache_folder() / "tokenizers" / "gpt2"
+
+
 def _foreign_tokenizer(folder: Path, shards: list[Shard], wanted: str | None) -> Tokenizer:
     highest = max(int(shard.tokens[:_SAMPLED].max()) for shard in shards)
     found: Tokenizer | None = None
+    if wanted == "gpt2" and not tokenizers.find("gpt2") and not tokenizers.find(_gpt2_folder()):
+        # Training needs no more than ids.
+        wanted = None
     if wanted not in (None, "bpe", "char"):  # those two are made from texts, here are none
         found = named_tokenizer(str(wanted))
     elif tokenizers.find(folder):
         found = tokenizers.load(folder)
-    elif highest < _KNOWN[2][0] and tokenizers.find(cache_folder() / "tokenizers" / "gpt2"):
+    elif highest < _KNOWN[2][0] and tokenizers.find(_gpt2_folder()):
         found = named_tokenizer("gpt2")
     if found is None:
         size, eot = _KNOWN[shards[0].tokens.itemsize]

@@ -83,7 +83,8 @@ def _detect(data: bytes, name: str) -> tuple[str, str]:
         at = data.index(b"\0")
         raise DataError(
             f"{name} is a binary file (a zero byte at {at}): name a text file; "
-            "if it is UTF-16 without its mark, give --encoding utf-16-le or convert it to UTF-8"
+            "if it is UTF-16 without its mark, convert it to UTF-8 or prepare it with "
+            "`tenarai data FILE --encoding utf-16-le`"
         )
     try:
         return data.decode(), "UTF-8"

@@ -174,8 +174,13 @@ def _run(trainer: Trainer, said: int) -> Result:
         signal=interrupt.signal,
     )
     if not interrupt.signal:
-        _say_result(report, result, time.perf_counter() - start, trainer.prompt or "The ")
+        _say_result(report, result, time.perf_counter() - start, _prompt(trainer))
     return result
+
+
+def _prompt(trainer: Trainer) -> str:
+    """One that the model can read: words, or ids where the vocabulary is not at hand."""
+    return trainer.prompt or ("0" if trainer.tokenizer.name == "ids" else "The ")
 
 
 def _say_result(report: Report, result: Result, seconds: float, prompt: str) -> None:
