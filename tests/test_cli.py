@@ -162,6 +162,17 @@ def test_a_reader_that_goes_away(trained):
     assert b"Traceback" not in done.stderr and b"Exception" not in done.stderr
 
 
+def test_a_reader_that_goes_away_is_no_failure(trained):
+    script = f"{sys.executable} -m tenarai run -m {trained[0] / 'run'} -p the -n 400"
+    command = ["bash", "-c", f"{script} | head -c 5; exit ${{PIPESTATUS[0]}}"]
+    assert subprocess.run(command, capture_output=True, timeout=120).returncode == 141
+
+
+def test_a_mistyped_verb(capsys):
+    assert cli.main(["trian"]) == 2
+    assert "Did you mean 'train'" in capsys.readouterr().err
+
+
 def test_doctor(capsys):
     assert cli.main(["doctor", "--json", "--no-measure"]) == 0
     found = json.loads(capsys.readouterr().out)

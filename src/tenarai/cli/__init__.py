@@ -6,11 +6,13 @@ Verbs are imported when they are used, so that `tenarai --help` answers at once.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -38,9 +40,17 @@ class Verbs(click.Group):
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in VERBS:
+            if near := difflib.get_close_matches(name, VERBS, 1):
+                ctx.fail(f"No such verb '{name}'. (Did you mean '{near[0]}'?)")
             return None
         module = importlib.import_module(f"{__name__}.{VERBS[name][0]}")
         return getattr(module, name)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # click would end the program with 1, as if the work had failed
+            return _reader_left()
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
@@ -73,9 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped", err=True)
         return 130
-    except BrokenPipeError:  # the reader has seen enough: `tenarai ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except BrokenPipeError:
+        return _reader_left()
     except MemoryError as error:
         return _fail(f"this machine has too little memory for it ({error or 'allocation failed'})")
     except Exception as error:
@@ -83,6 +92,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         where = "TENARAI_DEBUG=1 in the environment shows where"
         return _fail(f"this is a bug in tenarai: {type(error).__name__}: {error} ({where})")
+
+
+def _reader_left() -> int:
+    """The reader has seen enough (`tenarai ... | head`): what is still to come goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
 
 
 def _fail(message: str) -> int:
