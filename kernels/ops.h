@@ -111,10 +111,14 @@ double square_sum(Pool&, const float* x, int64_t n);
 }  // namespace tenarai
 
 // Their names, for the table (dispatch.h) and whoever goes through all of them.
-#define TENARAI_KERNELS(X)                                                                       \
-  X(linear_forward)                                                                              \
-  X(linear_backward) X(layer_norm_forward) X(layer_norm_backward) X(rms_norm_forward)            \
-      X(rms_norm_backward) X(gelu_forward) X(gelu_backward) X(silu_forward) X(silu_backward)     \
-          X(swiglu_forward) X(swiglu_backward) X(add) X(embedding_forward) X(embedding_backward) \
-              X(rope) X(attention_forward) X(attention_backward) X(cross_entropy) X(dropout)     \
-                  X(adamw_step) X(square_sum)
+// clang-format off
+#define TENARAI_KERNELS(X)                                              \
+  X(linear_forward) X(linear_backward)                                  \
+  X(layer_norm_forward) X(layer_norm_backward)                          \
+  X(rms_norm_forward) X(rms_norm_backward)                              \
+  X(gelu_forward) X(gelu_backward) X(silu_forward) X(silu_backward)     \
+  X(swiglu_forward) X(swiglu_backward) X(add)                           \
+  X(embedding_forward) X(embedding_backward) X(rope)                    \
+  X(attention_forward) X(attention_backward)                            \
+  X(cross_entropy) X(dropout) X(adamw_step) X(square_sum)
+// clang-format on
