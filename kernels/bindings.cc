@@ -284,7 +284,7 @@ struct Machine {
     expect(size(targets), M, "size of targets");
     const int32_t* t = targets.data();
     for (int64_t i = 0; i < M; ++i)
-      if (t[i] >= V)
+      if (t[i] < -1 || t[i] >= V)  // -1 is ignored
         fail("target " + std::to_string(t[i]) + " at place " + std::to_string(i) +
              " is outside the vocabulary of " + std::to_string(V));
     return k.cross_entropy(pool, logits.data(), t, M, V, scale);

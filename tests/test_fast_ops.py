@@ -433,3 +433,16 @@ def test_the_check_can_fail(ops: fast.Fast) -> None:
         if case.name.startswith(names):
             with pytest.raises(AssertionError, match="relative errors"):
                 check(Wrong(), ("odd", number), as_float32)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("target", [-2, -100, 5])
+def test_a_target_that_is_neither_a_token_nor_ignored_is_refused(target):
+    logits, targets = np.zeros((2, 5), np.float32), np.array([1, target], np.int32)
+    with pytest.raises(ValueError, match=f"target {target} at place 1"):
+        fast.Fast(threads=1).cross_entropy_forward(logits, targets)
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.0, 1.5])
+def test_a_share_to_drop_outside_0_to_1_is_refused(p):
+    with pytest.raises(ValueError, match="dropout: p = "):
+        fast.Fast(threads=1).dropout_forward(np.ones(3, np.float32), p, 1, 0)

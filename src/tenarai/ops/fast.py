@@ -149,6 +149,8 @@ class Fast:
         return dy, dy
 
     def dropout_forward(self, x, p, seed, counter, *, out=None):
+        if not 0 <= p < 1:
+            raise ValueError(f"dropout: p = {p}, expected 0 or more and less than 1")
         y = self.empty_like(x) if out is None else out
         saved = (int(p * 2**32), 1 / (1 - p), seed, counter)
         self._run("dropout", y, x, *saved)
