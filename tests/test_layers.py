@@ -12,17 +12,18 @@ BASE = {"errors"}
 FILES = BASE | {"io"}  # `io` below: what writes and reads files without knowing a model
 ALLOWED = {
     "errors": set(),
-    "ops": BASE,
-    "io": BASE,
+    "quant": BASE,
+    "ops": BASE | {"quant"},
+    "io": BASE | {"quant"},
     "tokenizers": FILES,
     "data": FILES | {"tokenizers"},
-    "models": FILES | {"ops"},
+    "models": FILES | {"ops", "quant"},
     "config": FILES,
     "train": FILES | {"config", "data", "infer", "models", "ops", "tokenizers"},
-    "infer": FILES | {"models", "ops", "tokenizers"},
-    "bench": FILES | {"config", "models", "ops", "train"},
-    "api": FILES | {"infer", "models", "ops", "tokenizers"},
-    "files": FILES | {"api", "models", "tokenizers"},
+    "infer": FILES | {"models", "ops", "quant", "tokenizers"},
+    "bench": FILES | {"api", "config", "infer", "models", "ops", "quant", "train"},
+    "api": FILES | {"infer", "models", "ops", "quant", "tokenizers"},
+    "files": FILES | {"api", "models", "ops", "quant", "tokenizers"},
     "cli": FILES
     | {"bench", "config", "data", "files", "infer", "api", "models", "ops"}
     | {"tokenizers", "train"},
