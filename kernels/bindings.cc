@@ -261,7 +261,9 @@ NB_MODULE(_kernels, m) {
 
   const auto a = given;
 
-  MachineClass(m, "Machine", "The kernels of one instruction set, and their threads.")
+  MachineClass machine(m, "Machine", "The kernels of one instruction set, and their threads.");
+  bind_inference(machine);
+  machine
       .def(
           "__init__",
           [](Machine* self, std::optional<std::string> isa, int threads) {

@@ -86,6 +86,7 @@ struct Machine {
 };
 
 using MachineClass = nb::class_<Machine>;
+void bind_inference(MachineClass&);  // bindings_infer.cc
 // noconvert: an array of another dtype is refused, not copied behind the caller's back.
 inline auto given(const char* name) { return nb::arg(name).noconvert(); }
 inline auto maybe(const char* name) { return nb::arg(name).noconvert().none(); }
