@@ -8,27 +8,33 @@ from pathlib import Path
 from tenarai.errors import TenaraiError
 from tenarai.io import checkpoint, llmc
 
-HUGGING_FACE, LLMC, SAFETENSORS, CHECKPOINT, FOLDER = (
+HUGGING_FACE, LLMC, GGUF, SAFETENSORS, CHECKPOINT, FOLDER = (
     "Hugging Face folder",
     "llm.c model",
+    "GGUF file",
     "safetensors file",
     "tenarai checkpoint",
     "folder",
 )
-READABLE = "a Hugging Face folder, llm.c's .bin, a tenarai checkpoint or run folder"
+READABLE = "a GGUF file, a Hugging Face folder, llm.c's .bin, a tenarai checkpoint or run folder"
+# Files from before GGUF, their magic as a little-endian number; and GGUF with its bytes turned.
+GGUF_MAGICS = (b"GGUF", b"FUGG")
+OLD_GGML = (b"lmgg", b"fmgg", b"tjgg", b"algg")
 
 
 def detect(path: str | os.PathLike[str]) -> str:
     """One of the names above. FOLDER is one without config.json: a run's, or no model at all.
 
     Raises TenaraiError for what is no model that can be read: a missing path, an empty file, a
-    web page, a GGUF file, a Git LFS pointer, Python's pickle, token shards, anything else.
+    web page, a Git LFS pointer, Python's pickle, token shards, anything else.
     """
     path = Path(path)
     if not path.exists():
         raise TenaraiError(f"{path}: no such file or folder: check the name")
     if path.is_dir():
         return HUGGING_FACE if (path / "config.json").exists() else FOLDER
+    if not path.is_file():  # reading from a pipe or a device might never end
+        raise TenaraiError(f"{path}: is no ordinary file: save it to disk and name that")
     try:
         with path.open("rb") as f:
             start = f.read(512)
@@ -40,6 +46,8 @@ def detect(path: str | os.PathLike[str]) -> str:
         return CHECKPOINT
     if start[:4] == llmc.MAGIC.to_bytes(4, "little"):
         return LLMC
+    if start[:4] in GGUF_MAGICS:
+        return GGUF
     _refuse(path, start)
     if path.suffix == ".safetensors" or start[8:10] == b'{"':
         return SAFETENSORS
@@ -56,10 +64,8 @@ def _refuse(path: Path, start: bytes) -> None:
         raise TenaraiError(
             f"{path}: is a web page, not a model: use the address behind the page's download button"
         )
-    if start.startswith(b"GGUF"):
-        raise TenaraiError(
-            f"{path}: GGUF files are not yet supported: use a Hugging Face folder or llm.c's .bin"
-        )
+    if start[:4] in OLD_GGML:
+        raise TenaraiError(f"{path}: is older than GGUF: take a newer file of the model")
     if start.startswith(b"version https://git-lfs"):
         raise TenaraiError(f"{path}: is a Git LFS pointer, not the model: run `git lfs pull`")
     if start.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04")) or (
