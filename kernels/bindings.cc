@@ -20,8 +20,11 @@ void linear_forward(Machine& self, Out y, In x, In w, MaybeIn b, MaybeIn residua
   expect(size(y), M * O, "size of y");
   vector(b, O, "b");
   vector(residual, M * O, "size of residual");
-  self.k.linear_forward(self.pool, y.data(), x.data(), w.data(), pointer(b), pointer(residual), M,
-                        I, O, gelu(f));
+  const Gelu g = gelu(f);
+  self.run([=, &self] {
+    self.k.linear_forward(self.pool, y.data(), x.data(), w.data(), pointer(b), pointer(residual), M,
+                          I, O, g);
+  });
 }
 void linear_backward(Machine& self, MaybeOut dx, MaybeOut dw, MaybeOut db, In dy, In x, In w,
                      std::string f) {
@@ -42,8 +45,10 @@ void layer_norm_forward(Machine& self, Out y, Out mean, Out rstd, In x, In w, In
   expect(size(rstd), M, "rstd");
   expect(size(w), C, "w");
   expect(size(b), C, "b");
-  self.k.layer_norm_forward(self.pool, y.data(), mean.data(), rstd.data(), x.data(), w.data(),
-                            b.data(), M, C, eps);
+  self.run([=, &self] {
+    self.k.layer_norm_forward(self.pool, y.data(), mean.data(), rstd.data(), x.data(), w.data(),
+                              b.data(), M, C, eps);
+  });
 }
 void layer_norm_backward(Machine& self, Out dx, Out dw, Out db, In dy, MaybeIn dresidual, In x,
                          In w, In mean, In rstd) {
@@ -65,7 +70,9 @@ void rms_norm_forward(Machine& self, Out y, Out rstd, In x, In w, float eps) {
   expect(size(y), M * C, "size of y");
   expect(size(rstd), M, "rstd");
   expect(size(w), C, "w");
-  self.k.rms_norm_forward(self.pool, y.data(), rstd.data(), x.data(), w.data(), M, C, eps);
+  self.run([=, &self] {
+    self.k.rms_norm_forward(self.pool, y.data(), rstd.data(), x.data(), w.data(), M, C, eps);
+  });
 }
 void rms_norm_backward(Machine& self, Out dx, Out dw, In dy, MaybeIn dresidual, In x, In w,
                        In rstd) {
@@ -82,7 +89,8 @@ void rms_norm_backward(Machine& self, Out dx, Out dw, In dy, MaybeIn dresidual, 
 
 void gelu_forward(Machine& self, Out y, In x, std::string f) {
   expect(size(y), size(x), "size of y");
-  self.k.gelu_forward(self.pool, y.data(), x.data(), size(x), gelu(f));
+  const Gelu g = gelu(f);
+  self.run([=, &self] { self.k.gelu_forward(self.pool, y.data(), x.data(), size(x), g); });
 }
 void gelu_backward(Machine& self, Out dx, In dy, In x, std::string f) {
   expect(size(dx), size(x), "size of dx");
@@ -91,7 +99,7 @@ void gelu_backward(Machine& self, Out dx, In dy, In x, std::string f) {
 }
 void silu_forward(Machine& self, Out y, In x) {
   expect(size(y), size(x), "size of y");
-  self.k.silu_forward(self.pool, y.data(), x.data(), size(x));
+  self.run([=, &self] { self.k.silu_forward(self.pool, y.data(), x.data(), size(x)); });
 }
 void silu_backward(Machine& self, Out dx, In dy, In x) {
   expect(size(dx), size(x), "size of dx");
@@ -101,7 +109,9 @@ void silu_backward(Machine& self, Out dx, In dy, In x) {
 void swiglu_forward(Machine& self, Out y, In gate, In up) {
   expect(size(y), size(gate), "size of y");
   expect(size(up), size(gate), "size of up");
-  self.k.swiglu_forward(self.pool, y.data(), gate.data(), up.data(), size(gate));
+  self.run([=, &self] {
+    self.k.swiglu_forward(self.pool, y.data(), gate.data(), up.data(), size(gate));
+  });
 }
 void swiglu_backward(Machine& self, Out dgate, Out dup, In dy, In gate, In up) {
   for (const int64_t n : {size(dgate), size(dup), size(dy), size(up)})
@@ -112,7 +122,7 @@ void swiglu_backward(Machine& self, Out dgate, Out dup, In dy, In gate, In up) {
 void add(Machine& self, Out y, In a, In b) {
   expect(size(y), size(a), "size of y");
   expect(size(b), size(a), "size of b");
-  self.k.add(self.pool, y.data(), a.data(), b.data(), size(a));
+  self.run([=, &self] { self.k.add(self.pool, y.data(), a.data(), b.data(), size(a)); });
 }
 
 template <class A>
@@ -124,14 +134,19 @@ void positions(const std::optional<A>& wpe, int64_t start, int64_t T, int64_t C)
          " are outside the context of " + std::to_string(wpe->shape(0)));
 }
 
-void embedding_forward(Machine& self, Out x, Ids tokens, In wte, MaybeIn wpe, int64_t start) {
+void embedding_forward(Machine& self, Out x, Ids tokens, In wte, MaybeIn wpe, MaybeIds places,
+                       int64_t start) {
   const int64_t C = last(x, "x"), T = last(tokens, "tokens"), B = T ? size(tokens) / T : 0;
   matrix(wte, wte.shape(0), C, "wte (V, C)");
   expect(size(x), B * T * C, "size of x");
-  positions(wpe, start, T, C);
-  tokens_below(tokens, wte.shape(0));
-  self.k.embedding_forward(self.pool, x.data(), tokens.data(), wte.data(), pointer(wpe), B, T, C,
-                           start);
+  vector(places, B * T, "size of positions");
+  positions(wpe, places ? 0 : start, places ? 0 : T, C);
+  self.run([=, &self] {
+    tokens_below(tokens, wte.shape(0));
+    if (wpe) positions_below(places, wpe->shape(0));
+    self.k.embedding_forward(self.pool, x.data(), tokens.data(), wte.data(), pointer(wpe),
+                             pointer(places), B, T, C, start);
+  });
 }
 void embedding_backward(Machine& self, Out dwte, MaybeOut dwpe, In dx, Ids tokens, int64_t start) {
   const int64_t C = last(dx, "dx"), T = last(tokens, "tokens"), B = T ? size(tokens) / T : 0;
@@ -142,13 +157,18 @@ void embedding_backward(Machine& self, Out dwte, MaybeOut dwpe, In dx, Ids token
   self.k.embedding_backward(self.pool, dwte.data(), pointer(dwpe), dx.data(), tokens.data(), B, T,
                             C, start);
 }
-void rope(Machine& self, OutView y, InView x, In cos, In sin, bool adjacent, bool backward) {
+void rope(Machine& self, OutView y, InView x, In cos, In sin, MaybeIds places, bool adjacent,
+          bool backward) {
   const int64_t B = x.shape(0), T = x.shape(1), H = x.shape(2), D = x.shape(3);
   if (D % 2) fail("rope: a head size of " + std::to_string(D) + " is odd");
-  matrix(cos, T, D / 2, "cos (T, D/2)");
-  matrix(sin, T, D / 2, "sin (T, D/2)");
-  self.k.rope(self.pool, y.data(), x.data(), cos.data(), sin.data(), B, T, H, D,
-              strides(y, B, T, H, D, "y"), strides(x, B, T, H, D, "x"), adjacent, backward);
+  vector(places, B * T, "size of positions");
+  matrix(cos, places ? cos.shape(0) : T, D / 2, "cos (T, D/2)");
+  matrix(sin, cos.shape(0), D / 2, "sin (T, D/2)");
+  self.run([=, &self] {
+    positions_below(places, cos.shape(0));
+    self.k.rope(self.pool, y.data(), x.data(), cos.data(), sin.data(), pointer(places), B, T, H, D,
+                strides(y, B, T, H, D, "y"), strides(x, B, T, H, D, "x"), adjacent, backward);
+  });
 }
 
 AttentionShape attention_shape(const InView& q, const InView& key, float scale, bool causal) {
@@ -262,7 +282,6 @@ NB_MODULE(_kernels, m) {
   const auto a = given;
 
   MachineClass machine(m, "Machine", "The kernels of one instruction set, and their threads.");
-  bind_inference(machine);
   machine
       .def(
           "__init__",
@@ -295,10 +314,11 @@ NB_MODULE(_kernels, m) {
            Release())
       .def("add", &add, a("y"), a("a"), a("b"), Release())
       .def("embedding_forward", &embedding_forward, a("x"), a("tokens"), a("wte"), maybe("wpe"),
-           "start"_a, Release())
+           maybe("positions"), "start"_a, Release())
       .def("embedding_backward", &embedding_backward, a("dwte"), maybe("dwpe"), a("dx"),
            a("tokens"), "start"_a, Release())
-      .def("rope", &rope, a("y"), a("x"), a("cos"), a("sin"), "adjacent"_a, "backward"_a, Release())
+      .def("rope", &rope, a("y"), a("x"), a("cos"), a("sin"), maybe("positions"), "adjacent"_a,
+           "backward"_a, Release())
       .def("attention_forward", &attention_forward, a("y"), a("lse"), a("q"), a("k"), a("v"),
            "scale"_a, "causal"_a, Release())
       .def("attention_backward", &attention_backward, a("dq"), a("dk"), a("dv"), a("dy"), a("q"),
@@ -309,4 +329,6 @@ NB_MODULE(_kernels, m) {
       .def("adamw_step", &adamw_step, a("p"), a("g"), a("m"), a("v"), "lr"_a, "beta1"_a, "beta2"_a,
            "eps"_a, "weight_decay"_a, "step"_a, "grad_scale"_a, Release())
       .def("square_sum", &square_sum, a("x"), Release());
+  bind_inference(machine);
+  bind_replay(machine);
 }

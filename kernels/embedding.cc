@@ -1,4 +1,5 @@
-// Token and position embeddings: x[b, t] = wte[tokens[b, t]] + wpe[start + t].
+// Token and position embeddings: x[b, t] = wte[tokens[b, t]] + wpe[start + t], or with positions
+// wpe[positions[b, t]].
 //
 // Backward: dwte[tokens[b, t]] += dx[b, t] and dwpe[start + t] += dx[b, t]. Two places may hold
 // the same token, so the threads divide the channels, not the places: each adds its own columns
@@ -21,12 +22,12 @@ void add_into(float* y, const float* x, i64 n) {
 }  // namespace
 
 void embedding_forward(Pool& pool, float* x, const int32_t* tokens, const float* wte,
-                       const float* wpe, i64 B, i64 T, i64 C, i64 start) {
+                       const float* wpe, const int32_t* positions, i64 B, i64 T, i64 C, i64 start) {
   for_parts(pool, B * T, C, 1, [=](int, i64 begin, i64 end) {
     for (i64 place = begin; place < end; ++place) {
       float* row = x + place * C;
       std::memcpy(row, wte + tokens[place] * C, static_cast<size_t>(C) * 4);
-      if (wpe) add_into(row, wpe + (start + place % T) * C, C);
+      if (wpe) add_into(row, wpe + (positions ? positions[place] : start + place % T) * C, C);
     }
   });
 }

@@ -76,17 +76,20 @@ void swiglu_backward(Pool&, float* dgate, float* dup, const float* dy, const flo
                      const float* up, int64_t n);
 void add(Pool&, float* y, const float* a, const float* b, int64_t n);  // y may be a or b
 
-// embedding.cc. x (B, T, C) = wte (V, C)[tokens (B, T)] + wpe (.., C)[start + t] or null.
-// Every token is in [0, V): the caller has looked.
+// embedding.cc. x (B, T, C) = wte (V, C)[tokens (B, T)] + wpe (.., C)[start + t] or null, or with
+// positions (B, T) or null, wpe[positions]. Every token is in [0, V), every position in wpe: the
+// caller has looked.
 void embedding_forward(Pool&, float* x, const int32_t* tokens, const float* wte, const float* wpe,
-                       int64_t B, int64_t T, int64_t C, int64_t start);
+                       const int32_t* positions, int64_t B, int64_t T, int64_t C, int64_t start);
 void embedding_backward(Pool&, float* dwte /*+=*/, float* dwpe /*+=, or null*/, const float* dx,
                         const int32_t* tokens, int64_t B, int64_t T, int64_t C, int64_t start);
 
-// rope.cc. cos, sin (T, D/2). Pairs i with i + D/2, or where `adjacent` 2i with 2i + 1; the
+// rope.cc. cos, sin (T, D/2), or with positions (B, T) or null, the rows of (.., D/2) that they
+// name. Pairs i with i + D/2, or where `adjacent` 2i with 2i + 1; the
 // backward is the rotation the other way. y may be x where the strides are the same.
-void rope(Pool&, float* y, const float* x, const float* cos, const float* sin, int64_t B, int64_t T,
-          int64_t H, int64_t D, Strides y_strides, Strides x_strides, bool adjacent, bool backward);
+void rope(Pool&, float* y, const float* x, const float* cos, const float* sin,
+          const int32_t* positions, int64_t B, int64_t T, int64_t H, int64_t D, Strides y_strides,
+          Strides x_strides, bool adjacent, bool backward);
 
 // attention.cc
 void attention_forward(Pool&, const AttentionForward&, const AttentionShape&);

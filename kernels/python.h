@@ -7,6 +7,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -67,6 +68,14 @@ Strides strides(const A& a, int64_t B, int64_t T, int64_t H, int64_t D, const ch
   if (D > 1) expect(a.stride(3), 1, name);
   return {a.stride(0), a.stride(1), a.stride(2)};
 }
+using MaybeIds = std::optional<Ids>;
+inline void positions_below(const MaybeIds& positions, int64_t end) {
+  const int32_t* p = pointer(positions);
+  for (int64_t i = 0; p && i < size(*positions); ++i)
+    if (p[i] < 0 || p[i] >= end)
+      fail("position " + std::to_string(p[i]) + " at place " + std::to_string(i) +
+           " is outside the context of " + std::to_string(end));
+}
 inline void tokens_below(const Ids& tokens, int64_t V) {
   const int32_t* t = tokens.data();
   for (int64_t i = 0; i < size(tokens); ++i)
@@ -77,16 +86,30 @@ inline void tokens_below(const Ids& tokens, int64_t V) {
 
 }  // namespace
 
+// Kernel calls in the order in which they were made, with the arrays they use.
+using Tape = std::vector<std::function<void()>>;
+
 // The kernels of one instruction set and the threads they run on.
 struct Machine {
   const Kernels& k;
   Pool pool;
+  Tape* tape = nullptr;  // where calls are written down, while one is recorded
 
   Machine(const Kernels& kernels, int threads) : k(kernels), pool(threads) {}
+
+  // Makes a kernel call, and writes it down. `call` must capture arrays by value (`[=, &self]`),
+  // which keeps them alive, and check in itself what it reads of their values: those may differ
+  // when it is made again.
+  template <class F>
+  void run(const F& call) {
+    call();
+    if (tape) tape->push_back(call);
+  }
 };
 
 using MachineClass = nb::class_<Machine>;
 void bind_inference(MachineClass&);  // bindings_infer.cc
+void bind_replay(MachineClass&);     // bindings_replay.cc
 // noconvert: an array of another dtype is refused, not copied behind the caller's back.
 inline auto given(const char* name) { return nb::arg(name).noconvert(); }
 inline auto maybe(const char* name) { return nb::arg(name).noconvert().none(); }

@@ -41,20 +41,21 @@ void turn_neighbours(float* y, const float* x, const float* cos, const float* si
 
 }  // namespace
 
-void rope(Pool& pool, float* y, const float* x, const float* cos, const float* sin, i64 B, i64 T,
-          i64 H, i64 D, Strides ys, Strides xs, bool adjacent, bool backward) {
+void rope(Pool& pool, float* y, const float* x, const float* cos, const float* sin,
+          const int32_t* positions, i64 B, i64 T, i64 H, i64 D, Strides ys, Strides xs,
+          bool adjacent, bool backward) {
   const float sign = backward ? -1.0f : 1.0f;
   const i64 n = D / 2;
   for_parts(pool, B * T, H * D, 1, [=](int, i64 begin, i64 end) {
     for (i64 place = begin; place < end; ++place) {
-      const i64 b = place / T, t = place % T;
+      const i64 b = place / T, t = place % T, angle = (positions ? positions[place] : t) * n;
       for (i64 h = 0; h < H; ++h) {
         float* to = y + b * ys.b + t * ys.t + h * ys.h;
         const float* from = x + b * xs.b + t * xs.t + h * xs.h;
         if (adjacent)
-          turn_neighbours(to, from, cos + t * n, sin + t * n, sign, n);
+          turn_neighbours(to, from, cos + angle, sin + angle, sign, n);
         else
-          turn_halves(to, from, cos + t * n, sin + t * n, sign, n);
+          turn_halves(to, from, cos + angle, sin + angle, sign, n);
       }
     }
   });

@@ -39,6 +39,7 @@ struct Pool::State {
   std::atomic<int> unfinished{0};  // workers that have not returned from it
   std::atomic<int> asleep{0};
   std::atomic<bool> stop{false};
+  std::atomic<bool> awake{false};
   void (*work)(void*, int) = nullptr;
   void* context = nullptr;
   std::mutex mutex;
@@ -63,7 +64,8 @@ struct Pool::State {
     const auto asked = std::chrono::steady_clock::now();
     for (int turn = 1; job.load(std::memory_order_acquire) == seen; ++turn) {
       pause();
-      if (turn % 64 == 0 && std::chrono::steady_clock::now() - asked > kSpin) {
+      if (turn % 64 == 0 && !awake.load(std::memory_order_relaxed) &&
+          std::chrono::steady_clock::now() - asked > kSpin) {
         std::unique_lock<std::mutex> lock(mutex);
         asleep.fetch_add(1);
         wake.wait(lock, [&] { return job.load() != seen; });
@@ -110,6 +112,8 @@ void Pool::run(void (*work)(void*, int), void* context) {
     for (int turn = 1; state_->unfinished.load(std::memory_order_acquire) > 0; ++turn)
       turn % 4096 == 0 ? std::this_thread::yield() : pause();
 }
+
+void Pool::stay_awake(bool awake) { state_->awake.store(awake); }
 
 void* Pool::scratch(int thread, size_t bytes) {
   Scratch& mine = state_->scratch[thread];

@@ -33,6 +33,9 @@ class Pool {
   // returns when all have returned. Not to be nested.
   void run(void (*work)(void*, int), void* context);
 
+  // While `awake`, workers wait for their next job without falling asleep, however long it takes.
+  void stay_awake(bool awake);
+
   // Memory of thread `thread`'s own, 64-byte aligned, kept from call to call. A second call may
   // move it: take everything that a kernel needs in one.
   void* scratch(int thread, size_t bytes);

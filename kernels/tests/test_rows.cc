@@ -131,8 +131,8 @@ void test_embedding(const Kernels& k, Pool& pool, int64_t B, int64_t T, int64_t 
       want_dwte[at(from)] += dx[i * C + c];
       want_dwpe[at(where)] += wpe_too ? dx[i * C + c] : 0;
     }
-  k.embedding_forward(pool, x.data(), tokens.data(), wte.data(), wpe_too ? wpe.data() : nullptr, B,
-                      T, C, start);
+  k.embedding_forward(pool, x.data(), tokens.data(), wte.data(), wpe_too ? wpe.data() : nullptr,
+                      nullptr, B, T, C, start);
   k.embedding_backward(pool, dwte.data(), wpe_too ? dwpe.data() : nullptr, dx.data(), tokens.data(),
                        B, T, C, start);
   expect_near(k.isa, "embedding: x", x, want_x, 1e-6);
@@ -153,12 +153,12 @@ void test_rope(const Kernels& k, Pool& pool, int64_t n, bool adjacent, bool back
       want[at(q)] = x[q] * c + x[p] * s;
     }
   const Strides strides{T * H * row, H * row, row};
-  k.rope(pool, y.data(), x.data(), cos.data(), sin.data(), B, T, H, D, strides, strides, adjacent,
-         backward);
+  k.rope(pool, y.data(), x.data(), cos.data(), sin.data(), nullptr, B, T, H, D, strides, strides,
+         adjacent, backward);
   expect_near(k.isa, "rope", y, want, 1e-6);
   for (int64_t i = 0; i < B * T * H; ++i) want[at(i * row + D)] = x[i * row + D];
-  k.rope(pool, x.data(), x.data(), cos.data(), sin.data(), B, T, H, D, strides, strides, adjacent,
-         backward);
+  k.rope(pool, x.data(), x.data(), cos.data(), sin.data(), nullptr, B, T, H, D, strides, strides,
+         adjacent, backward);
   expect_near(k.isa, "rope in place", x, want, 1e-6);
 }
 

@@ -163,9 +163,9 @@ class Fast:
 
     # Embedding and norms
 
-    def embedding_forward(self, tokens, wte, wpe=None, *, start=0, out=None):
+    def embedding_forward(self, tokens, wte, wpe=None, *, start=0, positions=None, out=None):
         x = self._new(*tokens.shape, wte.shape[1]) if out is None else out  # (B, T, C)
-        self._run("embedding_forward", x, tokens, wte, wpe, start)
+        self._run("embedding_forward", x, tokens, wte, wpe, positions, start)
         return x, (tokens, start)
 
     def embedding_backward(self, dx, saved, dwte, dwpe=None):
@@ -200,15 +200,19 @@ class Fast:
 
     # Attention
 
-    def rope_forward(self, x, cos, sin, *, pairing="half", out=None):
+    def rope_forward(self, x, cos, sin, *, pairing="half", positions=None, out=None):
         y = self._new(*x.shape) if out is None else out
-        self._run("rope", y, x, cos, sin, pairing == "adjacent", False)
+        adjacent = pairing == "adjacent"
+        if positions is None:
+            self._run("rope", y, x, cos, sin, None, adjacent, False)
+        else:  # each row a sequence of its own
+            self._run("rope", y[:, None], x[:, None], cos, sin, positions, adjacent, False)
         return y, (cos, sin, pairing)
 
     def rope_backward(self, dy, saved, *, out=None):
         cos, sin, pairing = saved
         dx = self._new(*dy.shape) if out is None else out
-        self._run("rope", dx, dy, cos, sin, pairing == "adjacent", True)
+        self._run("rope", dx, dy, cos, sin, None, pairing == "adjacent", True)
         return dx
 
     def attention_forward(self, q, k, v, *, scale=None, causal=True, out=None):

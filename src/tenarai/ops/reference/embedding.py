@@ -23,20 +23,29 @@ def embedding_forward(
     wpe: Array | None = None,
     *,
     start: int = 0,
+    positions: Array | None = None,
     out: Array | None = None,
 ) -> tuple[Array, Saved]:
     """x = wte[tokens] + wpe[start + t]. tokens (B, T) int32, wte (V, C), wpe (Tmax, C).
 
-    x (B, T, C). Raises ValueError for a token outside the vocabulary or a position outside wpe.
+    x (B, T, C). With `positions` (N,) int32, tokens are (N,), rows of any sequences, and
+    x = wte[tokens] + wpe[positions] (N, C); that form has no backward. Raises ValueError for a token outside the vocabulary or a position outside wpe.
     """
-    V, T = wte.shape[0], tokens.shape[1]
+    V, T = wte.shape[0], tokens.shape[-1]
     if tokens.size and not (tokens.min() >= 0 and tokens.max() < V):
         raise ValueError(
             f"embedding: tokens from {tokens.min()} to {tokens.max()}, the vocabulary has 0 to "
             f"{V - 1}: was this text tokenized with another tokenizer?"
         )
     x = wte[tokens]  # (B, T, C)
-    if wpe is not None:
+    if wpe is not None and positions is not None:
+        if positions.size and not (positions.min() >= 0 and positions.max() < len(wpe)):
+            raise ValueError(
+                f"embedding: positions {positions.min()} to {positions.max()}, but wpe has "
+                f"{len(wpe)}: shorten the text or take a model with a longer context"
+            )
+        x = x + wpe[positions]  # (N, C)
+    elif wpe is not None:
         if not 0 <= start <= len(wpe) - T:
             raise ValueError(
                 f"embedding: positions {start} to {start + T - 1}, but wpe has {len(wpe)}: "

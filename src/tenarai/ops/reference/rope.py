@@ -43,12 +43,21 @@ def _rotate(x: Array, cos: Array, sin: Array, pairing: str, out: Array | None) -
 
 
 def rope_forward(
-    x: Array, cos: Array, sin: Array, *, pairing: str = "half", out: Array | None = None
+    x: Array,
+    cos: Array,
+    sin: Array,
+    *,
+    pairing: str = "half",
+    positions: Array | None = None,
+    out: Array | None = None,
 ) -> tuple[Array, Saved]:
     """Turn each pair of x by its position's angle. x, y (B, T, H, D), cos, sin (T, D/2).
 
-    Raises ValueError for an odd D or another pairing than "half" and "adjacent".
+    With `positions` (N,) int32, x is (N, H, D), rows of any sequences, and cos and sin have a row
+    for every position of the context; that form has no backward. Raises ValueError for an odd D or another pairing than "half" and "adjacent".
     """
+    if positions is not None:
+        cos, sin = cos[positions], sin[positions]  # (N, D/2)
     y = _rotate(x, cos, sin, pairing, out)  # (B, T, H, D)
     return y, (cos, sin, pairing)
 
