@@ -3,7 +3,7 @@
 //   gelu(x) = x Φ(x), Φ the normal distribution: ½ (1 + erf(x/√2)), or with tanh for it
 //   gelu'   = Φ(x) + x Φ'(x)                                         (both in math.h)
 //   silu(x) = x σ(x),  silu' = σ (1 + x (1 − σ)),  σ(x) = 1/(1 + e⁻ˣ)
-//   swiglu(gate, up) = silu(gate) up
+//   swiglu(gate, up) = silu(gate) up        geglu(gate, up) = gelu(gate) up, with tanh
 //
 // Nothing is saved but the input; the backward computes the function again.
 #include "math.h"
@@ -92,6 +92,25 @@ void swiglu_backward(Pool& pool, float* dgate, float* dup, const float* dy, cons
     put(dgate + i, d * u * silu_derivative(g), count);
     put(dup + i, d * (g * sigmoid(g)), count);
   });
+}
+
+void geglu_forward(Pool& pool, float* y, const float* gate, const float* up, i64 n) {
+  for_vectors(pool, n, kCost, [=](i64 i, i64 count) {
+    put(y + i, gelu<true>(get(gate + i, count)) * get(up + i, count), count);
+  });
+}
+
+void geglu_backward(Pool& pool, float* dgate, float* dup, const float* dy, const float* gate,
+                    const float* up, i64 n) {
+  for_vectors(pool, n, kCost, [=](i64 i, i64 count) {
+    const vf g = get(gate + i, count), u = get(up + i, count), d = get(dy + i, count);
+    put(dgate + i, d * u * gelu_derivative<true>(g), count);
+    put(dup + i, d * gelu<true>(g), count);
+  });
+}
+
+void scale(Pool& pool, float* y, const float* x, float factor, i64 n) {
+  for_vectors(pool, n, 1, [=](i64 i, i64 count) { put(y + i, get(x + i, count) * factor, count); });
 }
 
 void add(Pool& pool, float* y, const float* a, const float* b, i64 n) {

@@ -37,7 +37,8 @@
 //         dk (64, D) += da q
 //         dqᵀ (D, 64) += kᵀ da
 //
-// On the causal diagonal the products stop at the blocks above it (attention_tiles.h).
+// On the causal diagonal the products stop at the blocks above it (attention_tiles.h). Tiles that
+// lie before the window of all queries of a strip are passed over, those on its border are masked.
 #include <cmath>
 
 #include "attention_few.h"
@@ -68,6 +69,9 @@ float dot(const float* a, const float* b, i64 n) {
   return sum(total);
 }
 
+// Below every score: the greatest so far of a query that has met no key of its window yet.
+constexpr float kLowest = -3e38f;
+
 struct ForwardTiles {
   float *q, *y, *p;        // (D, 64), (D, 64), (64 keys, 64)
   float *top, *total;      // (64): m and l
@@ -82,17 +86,21 @@ struct ForwardTiles {
 
 // For kLanes queries: a becomes p = 2^(a − m), m rises, and l and y so far shrink by
 // 2^(old m − new m).
-void softmax_column(const ForwardTiles& w, const KeyTile& tile, i64 column, i64 rows, i64 D) {
+void softmax_column(const ForwardTiles& w, const KeyTile& tile, i64 column, i64 rows, i64 D,
+                    bool first) {
   float* p = w.p + column;
-  const i64 free = at_most(tile.free_rows(column), rows);
-  const bool first = tile.first == 0;
-  const vf old = first ? broadcast(-INFINITY) : load(w.top + column);
+  const Range free = tile.free_rows(column, rows);
+  const vf old = first ? broadcast(kLowest) : load(w.top + column);
   vf top = old, total = {};
-  for (i64 s = 0; s < free; ++s) top = max(top, load(p + s * kPanel));
-  for (i64 s = free; s < rows; ++s) {
-    store(p + s * kPanel, tile.mask(load(p + s * kPanel), column, s, -INFINITY));
-    top = max(top, load(p + s * kPanel));
-  }
+  const auto hide = [&](i64 begin, i64 end) {
+    for (i64 s = begin; s < end; ++s) {
+      store(p + s * kPanel, tile.mask(load(p + s * kPanel), column, s, -INFINITY));
+      top = max(top, load(p + s * kPanel));
+    }
+  };
+  hide(0, free.begin);
+  for (i64 s = free.begin; s < free.end; ++s) top = max(top, load(p + s * kPanel));
+  hide(free.end, rows);
   for (i64 s = 0; s < rows; ++s) {
     const vf e = exp2_weight(load(p + s * kPanel) - top);
     total += e;
@@ -113,17 +121,18 @@ void forward_panel(const AttentionForward& f, const AttentionShape& shape, const
   const i64 D = shape.D, width = round_up(panel.count, kLanes);
   transpose(w.q, kPanel, f.q + panel.query(f.qs), f.qs.t, panel.count, D, shape.scale * kLog2E,
             true);
-  for (i64 s = 0; s < panel.keys; s += kKeyTile) {
+  for (i64 s = panel.begin; s < panel.keys; s += kKeyTile) {
     const KeyTile tile(shape, panel, s);
     for (i64 strip = 0; strip < width; strip += kStrip) {
       const i64 n = at_most(width - strip, kStrip), rows = tile.rows(strip + n - 1);
-      if (rows == 0) continue;
+      const i64 begin = first_tile(shape, panel.t + strip);
+      if (rows == 0 || s < begin) continue;
       float *q = w.q + strip, *y = w.y + strip, *p = w.p + strip;
       tile_product<Left::rows>(p, kPanel, k.p + s * k.stride, k.stride, q, kPanel, rows, n, D,
                                false);
-      for (i64 i = 0; i < n; i += kLanes) softmax_column(w, tile, strip + i, rows, D);
+      for (i64 i = 0; i < n; i += kLanes) softmax_column(w, tile, strip + i, rows, D, s == begin);
       tile_product<Left::columns>(y, kPanel, v.p + s * v.stride, v.stride, p, kPanel, D, n, rows,
-                                  s > 0);
+                                  s > begin);
     }
   }
   for (i64 i = 0; i < width; i += kLanes) {
@@ -156,11 +165,11 @@ struct BackwardTiles {
 // For kLanes queries: p = 2^(a − ℓ) and da = p (dp − D_t), where a and dp stood.
 void scores_backward_column(const BackwardTiles& w, const KeyTile& tile, i64 column, i64 rows) {
   const vf lse = load(w.lse + column), delta = load(w.delta + column);
-  const i64 free = at_most(tile.free_rows(column), rows);
+  const Range free = tile.free_rows(column, rows);
   for (i64 s = 0; s < rows; ++s) {
     float *p = w.p + s * kPanel + column, *da = w.da + s * kPanel + column;
     vf weight = exp2_weight(load(p) - lse);
-    if (s >= free) weight = tile.mask(weight, column, s, 0);
+    if (s < free.begin || s >= free.end) weight = tile.mask(weight, column, s, 0);
     store(p, weight);
     store(da, weight * (load(da) - delta));
   }
@@ -186,12 +195,13 @@ void backward_panel(const AttentionBackward& f, const AttentionShape& shape, con
                     const Panel& panel, Rows k, Rows v, float* dk, float* dv) {
   const i64 D = shape.D, W = round_up(D, kLanes), width = round_up(panel.count, kLanes);
   load_panel(f, shape, w, panel);
-  for (i64 s = 0; s < panel.keys; s += kKeyTile) {
+  for (i64 s = panel.begin; s < panel.keys; s += kKeyTile) {
     const KeyTile tile(shape, panel, s);
     const float *k_tile = k.p + s * k.stride, *v_tile = v.p + s * v.stride;
     for (i64 strip = 0; strip < width; strip += kStrip) {
       const i64 n = at_most(width - strip, kStrip), rows = tile.rows(strip + n - 1);
-      if (rows == 0) continue;
+      const i64 begin = first_tile(shape, panel.t + strip);
+      if (rows == 0 || s < begin) continue;
       float *p = w.p + strip, *da = w.da + strip;
       tile_product<Left::rows>(p, kPanel, k_tile, k.stride, w.q_t + strip, kPanel, rows, n, D,
                                false);
@@ -199,15 +209,17 @@ void backward_panel(const AttentionBackward& f, const AttentionShape& shape, con
                                false);
       for (i64 i = 0; i < n; i += kLanes) scores_backward_column(w, tile, strip + i, rows);
       tile_product<Left::columns>(w.dq_t + strip, kPanel, k_tile, k.stride, da, kPanel, D, n, rows,
-                                  s > 0);
+                                  s > begin);
     }
     for (i64 row = 0; row < tile.count; row += kTileRows) {  // the sums begin on the diagonal
       const i64 rows = at_most(tile.count - row, kTileRows), from = tile.first_query(row);
+      const i64 queries = at_most(tile.end_query(row + rows - 1), panel.count) - from;
+      if (queries <= 0) continue;
       const float *p = w.p + row * kPanel + from, *da = w.da + row * kPanel + from;
       tile_product<Left::rows>(dv + (s + row) * W, W, p, kPanel, w.dy + from * W, W, rows, W,
-                               panel.count - from, true);
+                               queries, true);
       tile_product<Left::rows>(dk + (s + row) * W, W, da, kPanel, w.q + from * W, W, rows, W,
-                               panel.count - from, true);
+                               queries, true);
     }
   }
   transpose(f.dq + panel.query(f.dqs), f.dqs.t, w.dq_t, kPanel, D, panel.count, shape.scale, false);

@@ -48,9 +48,10 @@ static inline void few_scores(float* p, const float* q, const float* k, i64 stri
 }
 
 // One query and a tile of keys: p = 2^(a − m) in place; m, l and y as in softmax_column.
-static inline void few_softmax(float* p, i64 seen, i64 count, float* top, float* total, float* y,
+static inline void few_softmax(float* p, Range seen, i64 count, float* top, float* total, float* y,
                                i64 W) {
-  for (i64 i = at_least(seen, 0); i < round_up(count, kLanes); ++i) p[i] = -INFINITY;
+  for (i64 i = 0; i < at_most(seen.begin, count); ++i) p[i] = -INFINITY;
+  for (i64 i = at_least(seen.end, 0); i < round_up(count, kLanes); ++i) p[i] = -INFINITY;
   vf greatest = broadcast(*top), sums = {};
   for (i64 i = 0; i < count; i += kLanes) greatest = max(greatest, load(p + i));
   const float m = max_lane(greatest);
@@ -90,8 +91,9 @@ static inline void few_unit(const AttentionForward& f, const AttentionShape& s, 
       float* p = w.p + j * kKeyTile;
       for (i64 i = 0; i < count; i += kLanes)
         few_scores(p + i, w.q + j * W, k + i * f.ks.t, f.ks.t, count - i, s.D);
-      const i64 seen = s.causal ? j % s.T + s.S - s.T + 1 - first : count;
-      few_softmax(p, at_most(seen, count), count, top + j, total + j, y + j * W, W);
+      const i64 end = s.causal ? j % s.T + s.S - s.T + 1 - first : count;
+      few_softmax(p, {end - s.window, at_most(end, count)}, count, top + j, total + j, y + j * W,
+                  W);
     }
     tile_product<Left::rows>(y, W, w.p, kKeyTile, v, f.vs.t, n, whole, count, true);
     for (i64 j = 0; j < n; ++j)
@@ -130,7 +132,8 @@ static inline void few_write(const AttentionForward& f, const AttentionShape& s,
 static inline void few_forward(Pool& pool, const AttentionForward& f, const AttentionShape& s) {
   const i64 heads = s.B * s.K, n = s.H / s.K * s.T, W = round_up(s.D, kLanes);
   const i64 threads = heads * s.S * s.D < 16384 ? 1 : pool.threads();
-  const i64 parts = balanced_parts(heads, at_least(s.S / 256, 1), threads);
+  const i64 begin = first_tile(s, 0), keys = s.S - begin;  // before it nobody looks
+  const i64 parts = balanced_parts(heads, at_least(keys / 256, 1), threads);
   const auto units_of = [=](i64 thread) { return split(heads * parts, threads, thread); };
   const auto tiles = [&](i64 thread) {
     return tiles_of<FewTiles>(pool, thread, s, units_of(thread).end - units_of(thread).begin);
@@ -144,7 +147,8 @@ static inline void few_forward(Pool& pool, const AttentionForward& f, const Atte
     const FewTiles w = tiles(thread);
     for (i64 unit = mine.begin; unit < mine.end; ++unit) {
       const i64 head = unit / parts, slot = unit - mine.begin;
-      few_unit(f, s, w, slot, head / s.K, head % s.K, split(s.S, parts, unit % parts, kKeyTile));
+      const Range part = split(keys, parts, unit % parts, kKeyTile);
+      few_unit(f, s, w, slot, head / s.K, head % s.K, {begin + part.begin, begin + part.end});
       const FewSums sums = sums_of(w, slot);
       if (parts == 1) few_write(f, s, head, &sums, 1);
     }

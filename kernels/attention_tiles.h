@@ -35,35 +35,49 @@ TENARAI_INLINE i64 at_least(i64 x, i64 low) { return x > low ? x : low; }
 TENARAI_INLINE i64 at_most(i64 x, i64 high) { return x < high ? x : high; }
 TENARAI_INLINE i64 round_up(i64 n, i64 unit) { return (n + unit - 1) / unit * unit; }
 
-// Up to 64 queries of one head, and the keys that the last of them sees.
+// Up to 64 queries of one head, and the keys that one of them sees: [begin, keys), whole tiles
+// but for the last.
 struct Panel {
-  i64 b, h, kh, t, count, keys;
+  i64 b, h, kh, t, count, begin, keys;
   i64 query(Strides s) const { return b * s.b + t * s.t + h * s.h; }
   i64 key(Strides s, i64 row) const { return b * s.b + row * s.t + kh * s.h; }
 };
 
+// The tile of keys with which the window of query t begins.
+static inline i64 first_tile(const AttentionShape& s, i64 t) {
+  return at_least(t + s.S - s.T - s.window + 1, 0) / kKeyTile * kKeyTile;
+}
+
 // A panel against the keys from `first` on: query t0 + q sees row s of the tile where
-// s <= diagonal + q.
+// diagonal + q - window < s <= diagonal + q.
 struct KeyTile {
-  i64 first, count, diagonal;
+  i64 first, count, diagonal, window;
 
   KeyTile(const AttentionShape& shape, const Panel& panel, i64 first_key)
       : first(first_key),
         count(at_most(panel.keys - first_key, kKeyTile)),
-        diagonal(shape.causal ? panel.t + shape.S - shape.T - first_key : kKeyTile) {}
+        diagonal(shape.causal ? panel.t + shape.S - shape.T - first_key : kKeyTile),
+        window(shape.window) {}
 
   // The rows that some of the queries up to q see, in whole blocks of a product.
   i64 rows(i64 q) const {
     return at_most(round_up(at_least(diagonal + q + 1, 0), kTileRows), count);
   }
-  // The rows that all queries from q on see: no mask there.
-  i64 free_rows(i64 q) const { return at_most(at_least(diagonal + q + 1, 0), count); }
-  // The first query that sees a row.
+  // The rows below `n` that all kLanes queries from q on see: no mask there.
+  Range free_rows(i64 q, i64 n) const {
+    const i64 begin = at_most(at_least(diagonal + q + kLanes - window, 0), n);
+    return {begin, at_least(at_most(diagonal + q + 1, n), begin)};
+  }
+  // The first query that sees a row, and the end of those that do.
   i64 first_query(i64 row) const { return at_least(row - diagonal, 0); }
+  i64 end_query(i64 row) const { return row - diagonal + window; }
 
   // x in the lanes q, q + 1, ... whose query sees the row; `hidden` in the others.
   vf mask(vf x, i64 q, i64 row, float hidden) const {
-    return lane_numbers() >= static_cast<int32_t>(row - diagonal - q) ? x : broadcast(hidden);
+    const i64 from = row - diagonal - q, end = at_most(from + window, kLanes);
+    const vi lane = lane_numbers();
+    const vf below = lane < static_cast<int32_t>(end) ? x : broadcast(hidden);
+    return lane >= static_cast<int32_t>(from) ? below : broadcast(hidden);
   }
   static vi lane_numbers() {
     vi lane;
@@ -112,13 +126,18 @@ struct Division {
     const i64 per_head = panels / (shape.H / shape.K), head = unit / parts;
     const i64 kh = head % shape.K, t = index % per_head * kPanel;
     const i64 count = at_most(shape.T - t, kPanel);
-    return {head / shape.K, kh * (shape.H / shape.K) + index / per_head,           kh, t,
-            count,          shape.causal ? t + count + shape.S - shape.T : shape.S};
+    const i64 end = shape.causal ? t + count + shape.S - shape.T : shape.S;
+    const i64 h = kh * (shape.H / shape.K) + index / per_head;
+    return {head / shape.K, h, kh, t, count, first_tile(shape, t), end};
+  }
+  i64 keys_of(i64 unit, i64 index) const {
+    const Panel p = panel(unit, index);
+    return p.keys - p.begin;
   }
   // The panels of a unit's part: those whose share of all keys seen begins in its share of the sum.
   Range panels_of(i64 unit) const {
     i64 sum = 0, before = 0;
-    for (i64 i = 0; i < panels; ++i) sum += panel(unit, i).keys;
+    for (i64 i = 0; i < panels; ++i) sum += keys_of(unit, i);
     const i64 part = unit % parts;
     Range range = {panels, panels};
     for (i64 i = 0; i < panels; ++i) {
@@ -128,7 +147,7 @@ struct Division {
         range.end = i;
         break;
       }
-      before += panel(unit, i).keys;
+      before += keys_of(unit, i);
     }
     if (range.begin > range.end) range.begin = range.end;
     return range;

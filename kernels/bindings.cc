@@ -119,6 +119,23 @@ void swiglu_backward(Machine& self, Out dgate, Out dup, In dy, In gate, In up) {
   self.k.swiglu_backward(self.pool, dgate.data(), dup.data(), dy.data(), gate.data(), up.data(),
                          size(gate));
 }
+void geglu_forward(Machine& self, Out y, In gate, In up) {
+  expect(size(y), size(gate), "size of y");
+  expect(size(up), size(gate), "size of up");
+  self.run([=, &self] {
+    self.k.geglu_forward(self.pool, y.data(), gate.data(), up.data(), size(gate));
+  });
+}
+void geglu_backward(Machine& self, Out dgate, Out dup, In dy, In gate, In up) {
+  for (const int64_t n : {size(dgate), size(dup), size(dy), size(up)})
+    expect(n, size(gate), "size of every array");
+  self.k.geglu_backward(self.pool, dgate.data(), dup.data(), dy.data(), gate.data(), up.data(),
+                        size(gate));
+}
+void scale(Machine& self, Out y, In x, float factor) {
+  expect(size(y), size(x), "size of y");
+  self.run([=, &self] { self.k.scale(self.pool, y.data(), x.data(), factor, size(x)); });
+}
 void add(Machine& self, Out y, In a, In b) {
   expect(size(y), size(a), "size of y");
   expect(size(b), size(a), "size of b");
@@ -171,7 +188,11 @@ void rope(Machine& self, OutView y, InView x, In cos, In sin, MaybeIds places, b
   });
 }
 
-AttentionShape attention_shape(const InView& q, const InView& key, float scale, bool causal) {
+AttentionShape attention_shape(const InView& q, const InView& key, float scale, bool causal,
+                               std::optional<int64_t> window) {
+  if (window && (*window < 1 || !causal))
+    fail("attention: window = " + std::to_string(*window) +
+         ": expected 1 or more, and a causal mask");
   const AttentionShape s{(int64_t)q.shape(0),
                          (int64_t)q.shape(1),
                          (int64_t)key.shape(1),
@@ -179,7 +200,8 @@ AttentionShape attention_shape(const InView& q, const InView& key, float scale, 
                          (int64_t)key.shape(2),
                          (int64_t)q.shape(3),
                          scale,
-                         causal};
+                         causal,
+                         window && *window < kNoWindow ? *window : kNoWindow};
   if (s.K < 1 || s.H % s.K)
     fail("attention: " + std::to_string(s.H) + " query heads over " + std::to_string(s.K) +
          " key heads: not a multiple");
@@ -189,8 +211,8 @@ AttentionShape attention_shape(const InView& q, const InView& key, float scale, 
   return s;
 }
 void attention_forward(Machine& self, OutView y, Out lse, InView q, InView key, InView v,
-                       float scale, bool causal) {
-  const AttentionShape s = attention_shape(q, key, scale, causal);
+                       float scale, bool causal, std::optional<int64_t> window) {
+  const AttentionShape s = attention_shape(q, key, scale, causal, window);
   expect(size(lse), s.B * s.H * s.T, "size of lse (B, H, T)");
   const AttentionForward a{y.data(),
                            lse.data(),
@@ -204,8 +226,9 @@ void attention_forward(Machine& self, OutView y, Out lse, InView q, InView key, 
   self.k.attention_forward(self.pool, a, s);
 }
 void attention_backward(Machine& self, OutView dq, OutView dk, OutView dv, InView dy, InView q,
-                        InView key, InView v, InView y, In lse, float scale, bool causal) {
-  const AttentionShape s = attention_shape(q, key, scale, causal);
+                        InView key, InView v, InView y, In lse, float scale, bool causal,
+                        std::optional<int64_t> window) {
+  const AttentionShape s = attention_shape(q, key, scale, causal, window);
   expect(size(lse), s.B * s.H * s.T, "size of lse (B, H, T)");
   const AttentionBackward a{dq.data(),
                             dk.data(),
@@ -312,7 +335,11 @@ NB_MODULE(_kernels, m) {
       .def("swiglu_forward", &swiglu_forward, a("y"), a("gate"), a("up"), Release())
       .def("swiglu_backward", &swiglu_backward, a("dgate"), a("dup"), a("dy"), a("gate"), a("up"),
            Release())
+      .def("geglu_forward", &geglu_forward, a("y"), a("gate"), a("up"), Release())
+      .def("geglu_backward", &geglu_backward, a("dgate"), a("dup"), a("dy"), a("gate"), a("up"),
+           Release())
       .def("add", &add, a("y"), a("a"), a("b"), Release())
+      .def("scale", &scale, a("y"), a("x"), "factor"_a, Release())
       .def("embedding_forward", &embedding_forward, a("x"), a("tokens"), a("wte"), maybe("wpe"),
            maybe("positions"), "start"_a, Release())
       .def("embedding_backward", &embedding_backward, a("dwte"), maybe("dwpe"), a("dx"),
@@ -320,9 +347,9 @@ NB_MODULE(_kernels, m) {
       .def("rope", &rope, a("y"), a("x"), a("cos"), a("sin"), maybe("positions"), "adjacent"_a,
            "backward"_a, Release())
       .def("attention_forward", &attention_forward, a("y"), a("lse"), a("q"), a("k"), a("v"),
-           "scale"_a, "causal"_a, Release())
+           "scale"_a, "causal"_a, "window"_a.none(), Release())
       .def("attention_backward", &attention_backward, a("dq"), a("dk"), a("dv"), a("dy"), a("q"),
-           a("k"), a("v"), a("y"), a("lse"), "scale"_a, "causal"_a, Release())
+           a("k"), a("v"), a("y"), a("lse"), "scale"_a, "causal"_a, "window"_a.none(), Release())
       .def("cross_entropy", &cross_entropy, a("logits"), a("targets"), "scale"_a, Release())
       .def("dropout", &dropout, a("y"), a("x"), "threshold"_a, "scale"_a, "seed"_a, "counter"_a,
            Release())

@@ -16,10 +16,14 @@ struct Strides {
   int64_t b, t, h;
 };
 
+constexpr int64_t kNoWindow = int64_t{1} << 40;  // wider than any sequence is long
+
 struct AttentionShape {
-  int64_t B, T, S, H, K, D;  // H a multiple of K; query t sees keys s <= t + S - T where causal
+  // H a multiple of K; query t sees keys t + S - T - window < s <= t + S - T where causal, else all
+  int64_t B, T, S, H, K, D;
   float scale;
   bool causal;
+  int64_t window = kNoWindow;
 };
 
 // q, y, dq, dy (B, T, H, D); k, v, dk, dv (B, S, K, D); lse (B, H, T).
@@ -74,7 +78,12 @@ void silu_backward(Pool&, float* dx, const float* dy, const float* x, int64_t n)
 void swiglu_forward(Pool&, float* y, const float* gate, const float* up, int64_t n);
 void swiglu_backward(Pool&, float* dgate, float* dup, const float* dy, const float* gate,
                      const float* up, int64_t n);
+// gelu(gate) · up, GELU with tanh
+void geglu_forward(Pool&, float* y, const float* gate, const float* up, int64_t n);
+void geglu_backward(Pool&, float* dgate, float* dup, const float* dy, const float* gate,
+                    const float* up, int64_t n);
 void add(Pool&, float* y, const float* a, const float* b, int64_t n);  // y may be a or b
+void scale(Pool&, float* y, const float* x, float factor, int64_t n);  // y may be x
 
 // embedding.cc. x (B, T, C) = wte (V, C)[tokens (B, T)] + wpe (.., C)[start + t] or null, or with
 // positions (B, T) or null, wpe[positions]. Every token is in [0, V), every position in wpe: the
@@ -120,7 +129,8 @@ double square_sum(Pool&, const float* x, int64_t n);
   X(layer_norm_forward) X(layer_norm_backward)                          \
   X(rms_norm_forward) X(rms_norm_backward)                              \
   X(gelu_forward) X(gelu_backward) X(silu_forward) X(silu_backward)     \
-  X(swiglu_forward) X(swiglu_backward) X(add)                           \
+  X(swiglu_forward) X(swiglu_backward) X(geglu_forward)                 \
+  X(geglu_backward) X(add) X(scale)                                     \
   X(embedding_forward) X(embedding_backward) X(rope)                    \
   X(attention_forward) X(attention_backward)                            \
   X(cross_entropy) X(dropout) X(adamw_step) X(square_sum)

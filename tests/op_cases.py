@@ -118,24 +118,39 @@ def silu(shape: tuple[int, ...]) -> Case:
     )
 
 
-def swiglu(shape: tuple[int, ...]) -> Case:
-    name = f"swiglu-{shape}"
+def gated(op: str, shape: tuple[int, ...]) -> Case:
+    """swiglu or geglu."""
+    name = f"{op}-{shape}"
 
     def backward(ops: Any, dy: Array, saved: Any, grads: Arrays) -> Arrays:
-        dgate, dup = ops.swiglu_backward(dy, saved)
+        dgate, dup = getattr(ops, op + "_backward")(dy, saved)
         return {"gate": dgate, "up": dup}
 
     def torch_forward(x: dict[str, Any]) -> Any:
         from torch.nn import functional as F
 
-        return F.silu(x["gate"]) * x["up"]
+        gate = F.silu(x["gate"]) if op == "swiglu" else F.gelu(x["gate"], approximate="tanh")
+        return gate * x["up"]
 
     return Case(
         name,
         _normal(name, gate=shape, up=shape),
-        lambda ops, x: ops.swiglu_forward(x["gate"], x["up"]),
+        lambda ops, x: getattr(ops, op + "_forward")(x["gate"], x["up"]),
         backward,
         torch_forward,
+    )
+
+
+def scale(shape: tuple[int, ...], factor: float) -> Case:
+    name = f"scale-{shape}-{factor}"
+    return Case(
+        name,
+        _normal(name, x=shape),
+        lambda ops, x, **out: ops.scale_forward(x["x"], factor, **out),
+        lambda ops, dy, saved, grads, **out: {"x": ops.scale_backward(dy, saved, **out)},
+        lambda x: factor * x["x"],
+        forward_out=True,
+        backward_out=("x",),
     )
 
 
@@ -220,12 +235,22 @@ def rope(B: int, T: int, H: int, D: int, pairing: str) -> Case:
 
 
 def attention(
-    B: int, T: int, S: int, H: int, K: int, D: int, causal: bool, scale: float | None = None
+    B: int,
+    T: int,
+    S: int,
+    H: int,
+    K: int,
+    D: int,
+    causal: bool,
+    scale: float | None = None,
+    window: int | None = None,
 ) -> Case:
     name = f"attention-B{B}-T{T}-S{S}-H{H}-K{K}-D{D}-{'causal' if causal else 'full'}-{scale}"
+    name += f"-window-{window}" if window else ""
+    options: dict[str, Any] = {"scale": scale, "causal": causal, "window": window}
 
     def forward(ops: Any, x: Arrays, **out: Any) -> tuple[Any, Any]:
-        return ops.attention_forward(x["q"], x["k"], x["v"], scale=scale, causal=causal, **out)
+        return ops.attention_forward(x["q"], x["k"], x["v"], **options, **out)
 
     def backward(ops: Any, dy: Array, saved: Any, grads: Arrays, **out: Any) -> Arrays:
         return dict(zip("qkv", ops.attention_backward(dy, saved, **out), strict=True))
@@ -237,6 +262,7 @@ def attention(
         k, v = (t.repeat_interleave(H // K, dim=1) for t in (k, v))
         mask = torch.ones(T, S, dtype=torch.bool)
         mask = mask.tril(S - T) if causal else mask
+        mask = mask.triu(S - T - window + 1) if window else mask
         f = torch.nn.functional.scaled_dot_product_attention
         return f(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2)
 
@@ -337,7 +363,8 @@ def small_cases() -> list[Case]:
     cases += [linear((2, 7), 13, 5, b, r, g) for b in both for r in both for g in ("tanh", "none")]
     cases += [linear((), 3, 11, True, False), linear((2, 1), 1, 3, True, True)]
     cases += [gelu(shape, a) for shape in ((2, 7, 13), (5,)) for a in ("tanh", "none")]
-    cases += [silu((2, 7, 13)), silu((5,)), swiglu((2, 7, 11))]
+    cases += [silu((2, 7, 13)), silu((5,)), scale((2, 7, 13), -1.7)]
+    cases += [gated(op, (2, 7, 11)) for op in ("swiglu", "geglu")]
     cases += [embedding(2, 7, 5, 3, False), embedding(3, 1, 13, 50, True)]
     cases += [embedding(2, 7, 5, 3, True, start=4)]
     for op in ("layer_norm", "rms_norm"):
@@ -348,6 +375,8 @@ def small_cases() -> list[Case]:
         for T, S in ((7, 7), (1, 7), (3, 8)):  # T = S = 1 has a test of its own
             cases += [attention(2, T, S, 4, K, 5, causal) for causal in both]
     cases += [attention(1, 7, 3, 2, 1, 3, causal=False), attention(1, 5, 9, 6, 2, 7, True, 0.7)]
+    for T, S in ((7, 7), (1, 7), (3, 8)):
+        cases += [attention(2, T, S, 4, 2, 5, True, window=w) for w in (2, 3, 8, 100)]
     cases += [residual((2, 7, 13))]
     cases += [dropout((2, 7, 13), p, 5, 2**32 - 9) for p in (0.0, 0.3, 0.9)]
     cases += [cross_entropy((2, 7), 11, ignored) for ignored in (0.0, 0.5, 1.0)]

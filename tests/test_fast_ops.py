@@ -35,7 +35,8 @@ def odd_cases() -> list[Case]:
         cases += [op_cases.norm("layer_norm", (2, T), O, T > 7)]
         cases += [op_cases.norm("rms_norm", (2, T), O, T > 7)]
         cases += [op_cases.gelu((2, T, I), g) for g in ("tanh", "none")]
-        cases += [op_cases.silu((2, T, I)), op_cases.swiglu((2, T, I))]
+        cases += [op_cases.silu((2, T, I)), op_cases.scale((2, T, I), 25.3)]
+        cases += [op_cases.gated(op, (2, T, I)) for op in ("swiglu", "geglu")]
         cases += [op_cases.residual((2, T, I))]
         cases += [op_cases.embedding(3, T, I, 11, T > 1, start=T % 5)]
         cases += [op_cases.rope(2, T, 3, 2 * O, p) for p in ("half", "adjacent")]
@@ -45,6 +46,11 @@ def odd_cases() -> list[Case]:
     for T, S in ((1, 7), (7, 7), (33, 33), (127, 127), (33, 127), (1, 127)):
         for H, K, D in ((3, 3, 13), (4, 2, 64), (4, 1, 37)):
             cases += [op_cases.attention(2, T, S, H, K, D, causal) for causal in (True, False)]
+    # Windows of part of a tile of 64, of whole ones, wider than all; panels whose window
+    # begins in the middle of a tile (S - T no multiple of 64); few queries, many threads.
+    for T, S in ((1, 300), (3, 127), (33, 33), (127, 127), (100, 230), (300, 300)):
+        for window in (2, 5, 40, 64, 65, 128, 200, 1000):
+            cases += [op_cases.attention(1, T, S, 4, 2, 13, True, window=window)]
     # Several blocks of the matrix product in each of its dims.
     cases += [op_cases.linear((1, 517), 1031, 771, True, True)]
     cases += [op_cases.linear((1, 517), 1031, 387, True, True, g) for g in ("tanh", "none")]
@@ -64,7 +70,8 @@ def short_cases() -> list[Case]:
     for n in range(1, 36):
         # Spread 1: far down the tail 1 + tanh has few digits, which one number cannot hide.
         cases += [op_cases.gelu((n,), g, 1.0) for g in ("tanh", "none")]
-        cases += [op_cases.silu((n,)), op_cases.swiglu((n,)), op_cases.residual((n,))]
+        cases += [op_cases.silu((n,)), op_cases.residual((n,)), op_cases.scale((n,), 3.0)]
+        cases += [op_cases.gated(op, (n,)) for op in ("swiglu", "geglu")]
         cases += [op_cases.dropout((n,), 0.4, 7, 2**32 - n // 2)]
         # eps 0.3: with C below 3 a small one leaves nothing of dx but rounding.
         cases += [op_cases.norm(op, (3,), n, True, 0.3) for op in ("layer_norm", "rms_norm")]
@@ -75,6 +82,7 @@ def short_cases() -> list[Case]:
         cases += [op_cases.rope(1, 3, 2, 2 * n, "adjacent")]
         cases += [op_cases.attention(1, 5, 6, 2, 1, n, True)]
         cases += [op_cases.attention(1, n, n + 1, 2, 2, 4, True)]
+        cases += [op_cases.attention(1, n, n + 70, 2, 1, 4, True, window=2 + n // 2)]
         cases += [op_cases.cross_entropy((3,), n + 1, 0.3)]
         cases += [op_cases.linear_cross_entropy((4,), n, n + 1, 0.3)]
     return cases
@@ -252,12 +260,41 @@ def test_rope_in_views_and_in_place(ops: fast.Fast, rng: np.random.Generator) ->
 def test_attention_to_one_key_is_its_value(ops: fast.Fast, rng: np.random.Generator) -> None:
     q, dy = rng.standard_normal((2, 2, 1, 4, 5)).astype(np.float32)
     k, v = rng.standard_normal((2, 2, 1, 2, 5)).astype(np.float32)
-    y, saved = ops.attention_forward(q, k, v)
+    one_key_is_its_value(ops, q, k, v, dy)
+
+
+def test_rows_of_any_sequences(ops: fast.Fast, rng: np.random.Generator) -> None:
+    """In decoding each row has a position of its own, in tables for the whole context."""
+    N, H, D, C, V, context = 5, 3, 10, 13, 11, 40
+    x = rng.standard_normal((N, H, D)).astype(np.float32)
+    cos, sin = rng.standard_normal((2, context, D // 2)).astype(np.float32)
+    wte, wpe = (rng.standard_normal((n, C)).astype(np.float32) for n in (V, context))
+    at = np.array([39, 0, 7, 7, 3], np.int32)
+    tokens = rng.integers(0, V, N).astype(np.int32)
+    for pairing in ("half", "adjacent"):
+        y, _ = ops.rope_forward(x, cos, sin, positions=at, pairing=pairing)
+        exact, _ = reference.rope_forward(x[None], cos[at], sin[at], pairing=pairing)
+        assert relative(y, exact[0]) < TOLERANCE
+    y, _ = ops.embedding_forward(tokens, wte, wpe, positions=at)
+    assert relative(y, wte[tokens] + wpe[at]) < TOLERANCE
+
+
+@pytest.mark.parametrize("T", [3, 127, 200])
+def test_attention_in_a_window_of_one(ops: fast.Fast, T: int, rng: np.random.Generator) -> None:
+    q, dy = rng.standard_normal((2, 2, T, 4, 5)).astype(np.float32)
+    k, v = rng.standard_normal((2, 2, T, 2, 5)).astype(np.float32)
+    one_key_is_its_value(ops, q, k, v, dy, window=1)
+
+
+def one_key_is_its_value(ops: fast.Fast, q: Array, k: Array, v: Array, dy: Array, **how) -> None:
+    """p = 1 whatever q and k are, so their gradients are 0: no relative error to speak of."""
+    y, saved = ops.attention_forward(q, k, v, **how)
     dq, dk, dv = ops.attention_backward(dy, saved)
     np.testing.assert_allclose(y, np.repeat(v, 2, axis=2), rtol=1e-6)
     np.testing.assert_allclose(dq, 0, atol=1e-5)  # some roundings of numbers of order 1
     np.testing.assert_allclose(dk, 0, atol=1e-5)
-    np.testing.assert_allclose(dv, dy.reshape(2, 1, 2, 2, 5).sum(axis=3), rtol=1e-5, atol=1e-6)
+    grouped = dy.reshape(*v.shape[:3], 2, 5).sum(axis=3)
+    np.testing.assert_allclose(dv, grouped, rtol=1e-5, atol=1e-6)
 
 
 def test_softmaxes_survive_large_scores(ops: fast.Fast, rng: np.random.Generator) -> None:
@@ -393,6 +430,15 @@ def ids(*values: int) -> Array:
         lambda o: o.embedding_forward(ids(0, 1).astype(np.int64), a(5, 3)),
         lambda o: o.rope_forward(a(1, 2, 1, 3), a(2, 1), a(2, 1)),
         lambda o: o.rope_forward(a(1, 2, 1, 4), a(1, 2), a(2, 2)),
+        lambda o: o.rope_forward(a(2, 1, 4), a(3, 2), a(3, 2), positions=ids(0, 3)[0]),
+        lambda o: o.rope_forward(a(2, 1, 4), a(3, 2), a(3, 2), positions=ids(0, -1)[0]),
+        lambda o: o.rope_forward(a(2, 1, 4), a(3, 2), a(3, 2), positions=ids(0, 1, 2)[0]),
+        lambda o: o.rope_forward(a(2, 1, 4), a(3, 2), a(2, 2), positions=ids(0, 1)[0]),
+        lambda o: o.embedding_forward(ids(0, 1)[0], a(5, 3), a(4, 3), positions=ids(0, 4)[0]),
+        lambda o: o.embedding_forward(ids(0, 1)[0], a(5, 3), a(4, 3), positions=ids(-1, 3)[0]),
+        lambda o: o.geglu_forward(a(2, 3), a(2, 2)),
+        lambda o: o.attention_forward(*[a(1, 2, 2, 4)] * 3, window=0),
+        lambda o: o.attention_forward(*[a(1, 2, 2, 4)] * 3, window=2, causal=False),
         lambda o: o.attention_forward(a(1, 2, 3, 4), a(1, 2, 2, 4), a(1, 2, 2, 4)),
         lambda o: o.attention_forward(a(1, 3, 2, 4), a(1, 2, 2, 4), a(1, 2, 2, 4)),
         lambda o: o.attention_forward(a(1, 2, 2, 4), a(1, 2, 2, 4), a(1, 3, 2, 4)),

@@ -30,6 +30,7 @@ struct View {
 struct Case {
   int64_t B, T, S, H, K, D;
   bool causal;
+  int64_t window = kNoWindow;
 };
 
 void test_attention(const Kernels& k, Pool& pool, const Case& c) {
@@ -47,9 +48,10 @@ void test_attention(const Kernels& k, Pool& pool, const Case& c) {
     for (int64_t h = 0; h < c.H; ++h)
       for (int64_t t = 0; t < c.T; ++t) {
         const int64_t kh = h / (c.H / c.K), n = c.causal ? t + c.S - c.T + 1 : c.S;
+        const int64_t from = std::max<int64_t>(0, t + c.S - c.T + 1 - c.window);
         Doubles p(static_cast<size_t>(n)), dp(p);
         double total = 0, delta = 0;
-        for (int64_t s = 0; s < n; ++s) {
+        for (int64_t s = from; s < n; ++s) {
           double a = 0, d_p = 0;
           for (int64_t d = 0; d < c.D; ++d) {
             a += static_cast<double>(q.at(b, t, h, d)) * key.at(b, s, kh, d);
@@ -62,7 +64,7 @@ void test_attention(const Kernels& k, Pool& pool, const Case& c) {
         want_lse[static_cast<size_t>((b * c.H + h) * c.T + t)] = std::log(total);
         for (double& x : p) x /= total;
         for (size_t s = 0; s < p.size(); ++s) delta += p[s] * dp[s];
-        for (int64_t s = 0; s < n; ++s) {
+        for (int64_t s = from; s < n; ++s) {
           const double w = p[static_cast<size_t>(s)], ds = w * (dp[static_cast<size_t>(s)] - delta);
           for (int64_t d = 0; d < c.D; ++d) {
             const auto add = [&](Doubles& x, int64_t place, double more) {
@@ -76,7 +78,7 @@ void test_attention(const Kernels& k, Pool& pool, const Case& c) {
         }
       }
 
-  const AttentionShape shape{c.B, c.T, c.S, c.H, c.K, c.D, scale, c.causal};
+  const AttentionShape shape{c.B, c.T, c.S, c.H, c.K, c.D, scale, c.causal, c.window};
   k.attention_forward(pool,
                       {y.array.data(), lse.data(), q.array.data(), key.array.data(), v.array.data(),
                        y.strides(), q.strides(), key.strides(), v.strides()},
@@ -90,7 +92,8 @@ void test_attention(const Kernels& k, Pool& pool, const Case& c) {
   const std::string sizes =
       " B=" + std::to_string(c.B) + " T=" + std::to_string(c.T) + " S=" + std::to_string(c.S) +
       " H=" + std::to_string(c.H) + " K=" + std::to_string(c.K) + " D=" + std::to_string(c.D) +
-      (c.causal ? " causal" : " full") + " threads=" + std::to_string(pool.threads());
+      (c.causal ? " causal" : " full") + " window=" + std::to_string(c.window) +
+      " threads=" + std::to_string(pool.threads());
   const auto check = [&](const char* name, Array& got, const Doubles& want) {
     // Scores of a few units, each good to 2^-23 of the largest; dk and dv sum T of their products.
     expect_near(k.isa, ("attention " + std::string(name) + sizes).c_str(), got, want, 5e-6);
@@ -148,6 +151,12 @@ void test_attention(const Kernels& k, Pool& pool) {
     test_attention(k, pool, {1, 9, 70, 1, 1, 256, causal});
   }
   test_attention(k, pool, {1, 70, 9, 1, 1, 16, false});
+  for (const int64_t window : {1, 3, 40, 64, 65, 130, 1000}) {
+    test_attention(k, pool, {1, 150, 150, 2, 1, 17, true, window});
+    test_attention(k, pool, {1, 100, 230, 1, 1, 33, true, window});  // begins amid a tile
+    test_attention(k, pool, {1, 2, 300, 2, 1, 20, true, window});    // few queries
+    test_attention(k, pool, {1, 1, 1100, 1, 1, 16, true, window});
+  }
   test_same_bits(k, pool);
   test_nan(k, pool, 1);
   test_nan(k, pool, 70);

@@ -97,6 +97,16 @@ void test_activations(const Kernels& k, Pool& pool, int64_t n) {
   expect_near(k.isa, "swiglu: dgate", dx,
               each([&](int64_t i) { return dy[i] * up[i] * slope(silu, x[i]); }), 1e-6);
   expect_near(k.isa, "swiglu: dup", dup, each([&](int64_t i) { return dy[i] * silu(x[i]); }), 1e-6);
+  const auto gelu_tanh = [](double v) { return gelu(v, Gelu::tanh); };
+  k.geglu_forward(pool, y.data(), x.data(), up.data(), n);
+  expect_near(k.isa, "geglu: y", y, each([&](int64_t i) { return gelu_tanh(x[i]) * up[i]; }), 1e-6);
+  k.geglu_backward(pool, dx.data(), dup.data(), dy.data(), x.data(), up.data(), n);
+  expect_near(k.isa, "geglu: dgate", dx,
+              each([&](int64_t i) { return dy[i] * up[i] * slope(gelu_tanh, x[i]); }), 1e-6);
+  expect_near(k.isa, "geglu: dup", dup, each([&](int64_t i) { return dy[i] * gelu_tanh(x[i]); }),
+              1e-6);
+  k.scale(pool, y.data(), x.data(), 2.5f, n);
+  expect_near(k.isa, "scale", y, each([&](int64_t i) { return 2.5 * x[i]; }), 1e-6);
   k.add(pool, y.data(), x.data(), up.data(), n);
   expect_near(k.isa, "add", y, each([&](int64_t i) { return double(x[i]) + up[i]; }), 1e-6);
 }

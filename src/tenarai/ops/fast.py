@@ -140,6 +140,28 @@ class Fast:
         self._run("swiglu_backward", dgate, dup, dy, gate, up)
         return dgate, dup
 
+    def geglu_forward(self, gate, up, *, out=None):
+        y = self.empty_like(gate) if out is None else out
+        self._run("geglu_forward", y, gate, up)
+        return y, (gate, up)
+
+    def geglu_backward(self, dy, saved, *, out=None):
+        gate, up = saved
+        dgate, dup = (self.empty_like(gate), self.empty_like(up)) if out is None else out
+        self._run("geglu_backward", dgate, dup, dy, gate, up)
+        return dgate, dup
+
+    def scale_forward(self, x, factor, *, out=None):
+        y = self.empty_like(x) if out is None else out
+        self._run("scale", y, x, factor)
+        return y, (factor,)
+
+    def scale_backward(self, dy, saved, *, out=None):
+        (factor,) = saved
+        dx = self.empty_like(dy) if out is None else out
+        self._run("scale", dx, dy, factor)
+        return dx
+
     def residual_forward(self, x, y, *, out=None):
         z = self.empty_like(x) if out is None else out
         self._run("add", z, x, y)
@@ -215,19 +237,19 @@ class Fast:
         self._run("rope", dx, dy, cos, sin, None, pairing == "adjacent", True)
         return dx
 
-    def attention_forward(self, q, k, v, *, scale=None, causal=True, out=None):
+    def attention_forward(self, q, k, v, *, scale=None, causal=True, window=None, out=None):
         B, T, H, D = q.shape
         scale = D**-0.5 if scale is None else scale
         y = self._new(B, T, H, D) if out is None else out
         lse = self._new(B, H, T)
-        self._run("attention_forward", y, lse, q, k, v, scale, causal)
-        return y, (q, k, v, y, lse, scale, causal)
+        self._run("attention_forward", y, lse, q, k, v, scale, causal, window)
+        return y, (q, k, v, y, lse, scale, causal, window)
 
     def attention_backward(self, dy, saved, *, out=None):
-        q, k, v, y, lse, scale, causal = saved
+        q, k = saved[:2]
         if out is None:
-            out = (self.empty_like(q), self.empty_like(k), self.empty_like(v))
-        self._run("attention_backward", *out, dy, q, k, v, y, lse, scale, causal)
+            out = (self.empty_like(q), self.empty_like(k), self.empty_like(k))
+        self._run("attention_backward", *out, dy, *saved)
         return out
 
     # Loss

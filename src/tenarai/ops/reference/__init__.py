@@ -12,6 +12,7 @@ from .attention import attention_backward, attention_forward
 from .cross_entropy import cross_entropy_backward, cross_entropy_forward
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
+from .geglu import geglu_backward, geglu_forward
 from .gelu import gelu_backward, gelu_forward
 from .gelu_linear import gelu_linear_backward, gelu_linear_forward
 from .layer_norm import layer_norm_backward, layer_norm_forward
@@ -21,6 +22,7 @@ from .optim import adamw_step, square_sum
 from .residual import residual_backward, residual_forward
 from .rms_norm import rms_norm_backward, rms_norm_forward
 from .rope import rope_backward, rope_forward
+from .scale import scale_backward, scale_forward
 from .silu import silu_backward, silu_forward
 from .swiglu import swiglu_backward, swiglu_forward
 
@@ -35,6 +37,8 @@ __all__ = [
     "embedding_backward",
     "embedding_forward",
     "empty_like",
+    "geglu_backward",
+    "geglu_forward",
     "gelu_backward",
     "gelu_forward",
     "gelu_linear_backward",
@@ -51,6 +55,8 @@ __all__ = [
     "rms_norm_forward",
     "rope_backward",
     "rope_forward",
+    "scale_backward",
+    "scale_forward",
     "silu_backward",
     "silu_forward",
     "square_sum",

@@ -18,7 +18,8 @@ Last, the scores are a product like any other:
 
     dq_td = scale Σ_s da_ts k_sd                  dk_sd = scale Σ_t da_ts q_td
 
-Hidden places have p = 0, hence da = 0: the mask needs no gradient of its own.
+Hidden places have p = 0, hence da = 0: the mask needs no gradient of its own. A causal mask hides
+the keys after a query's own place, a window of W also those W and more before it.
 
 Saved: q, k, v, y and ℓ, which is T numbers a head. The T × S probabilities are not saved but
 made again from the scores and ℓ: one product more, and memory that grows with T and not with
@@ -27,7 +28,8 @@ T². The tiled kernel does the same; it needs ℓ and D because a tile sees only
 Grouped-query heads: G = H/K query heads share a key/value head (h uses h // G), and the
 gradients of k and v are the sums over the G heads that used them. H = K is ordinary attention,
 K = 1 multi-query. Sources: Vaswani et al., "Attention is all you need" (2017); Dao et al.,
-"FlashAttention" (2022); Ainslie et al., "GQA" (2023).
+"FlashAttention" (2022); Ainslie et al., "GQA" (2023); Beltagy et al., "Longformer" (2020), for
+the window.
 """
 
 import math
@@ -49,13 +51,16 @@ def _by_time(x: Array) -> Array:
     return np.ascontiguousarray(x.transpose(0, 3, 1, 2, 4)).reshape(B, T, K * G, D)
 
 
-def _masked_scores(q: Array, k: Array, scale: float, causal: bool) -> Array:
+def _masked_scores(q: Array, k: Array, scale: float, causal: bool, window: int | None) -> Array:
     """scale · q kᵀ, with -inf where a query may not look. q (..., T, D), k (..., S, D)."""
     scores = scale * (q @ k.swapaxes(-1, -2))  # (..., T, S)
     if not causal:
         return scores
     T, S = scores.shape[-2:]
-    visible = np.arange(S) <= np.arange(T)[:, None] + S - T  # (T, S); the last query sees all
+    last = np.arange(T)[:, None] + S - T  # (T, 1): the key at a query's own place
+    visible = np.arange(S) <= last  # (T, S)
+    if window is not None:
+        visible &= np.arange(S) > last - window
     return np.where(visible, scores, -np.inf)
 
 
@@ -66,22 +71,26 @@ def attention_forward(
     *,
     scale: float | None = None,
     causal: bool = True,
+    window: int | None = None,
     out: Array | None = None,
 ) -> tuple[Array, Saved]:
     """y = softmax(scale q kᵀ + mask) v. q, y (B, T, H, D), k, v (B, S, K, D); scale 1/√D.
 
-    With `causal`, query t sees the keys s ≤ t + S - T. Raises ValueError when H is not a
-    multiple of K, or when a causal query would see no key (T > S).
+    With `causal`, query t sees the keys s ≤ t + S - T, with a window W only the last W of them.
+    Raises ValueError when H is not a multiple of K, when a causal query would see no key (T > S),
+    for a window below 1 or without `causal`.
     """
     (B, T, H, D), (S, K) = q.shape, k.shape[1:3]
     if H % K:
         raise ValueError(f"attention: {H} query heads are not a multiple of {K} key/value heads")
     if S < 1 or (causal and T > S):
         raise ValueError(f"attention: {T} queries, {S} keys: the first queries would see no key")
+    if window is not None and (window < 1 or not causal):
+        raise ValueError(f"attention: window = {window}: expected 1 or more, and a causal mask")
     scale = 1 / math.sqrt(D) if scale is None else float(scale)
     q_h, k_h, v_h = (_by_head(x, K) for x in (q, k, v))  # (B, K, G, T, D), (B, K, 1, S, D) twice
 
-    scores = _masked_scores(q_h, k_h, scale, causal)  # (B, K, G, T, S)
+    scores = _masked_scores(q_h, k_h, scale, causal, window)  # (B, K, G, T, S)
     top = scores.real.max(axis=-1, keepdims=True)  # (B, K, G, T, 1); real: a shift, no branch
     weights = np.exp(scores - top)  # (B, K, G, T, S)
     total = weights.sum(axis=-1, keepdims=True)  # (B, K, G, T, 1)
@@ -89,19 +98,19 @@ def attention_forward(
     y = place(_by_time(p @ v_h), out)  # (B, T, H, D)
 
     lse = (top + np.log(total)).reshape(B, H, T)  # (B, H, T)
-    return y, (q, k, v, y, lse, scale, causal)
+    return y, (q, k, v, y, lse, scale, causal, window)
 
 
 def attention_backward(
     dy: Array, saved: Saved, *, out: tuple[Array, Array, Array] | None = None
 ) -> tuple[Array, Array, Array]:
     """(dq, dk, dv) as derived above. dy, dq (B, T, H, D), dk, dv (B, S, K, D)."""
-    q, k, v, y, lse, scale, causal = saved
+    q, k, v, y, lse, scale, causal, window = saved
     (B, T, H, _), K = q.shape, k.shape[2]
     q_h, k_h, v_h = (_by_head(x, K) for x in (q, k, v))  # (B, K, G, T, D), (B, K, 1, S, D) twice
     dy_h, y_h = _by_head(dy, K), _by_head(y, K)  # (B, K, G, T, D)
 
-    scores = _masked_scores(q_h, k_h, scale, causal)  # (B, K, G, T, S), recomputed
+    scores = _masked_scores(q_h, k_h, scale, causal, window)  # (B, K, G, T, S), recomputed
     p = np.exp(scores - lse.reshape(B, K, H // K, T, 1))  # (B, K, G, T, S), recomputed
     dv = p.swapaxes(-1, -2) @ dy_h  # (B, K, G, S, D)
     dp = dy_h @ v_h.swapaxes(-1, -2)  # (B, K, G, T, S)
