@@ -291,7 +291,7 @@ def test_missing_misshapen_and_extra_tensors_are_named(folder, tmp_path):
 @pytest.mark.parametrize(
     "setting, value",
     [
-        ("model_type", "llama"),
+        ("model_type", "mamba"),
         ("activation_function", "relu"),
         ("activation_function", ["gelu"]),
         ("scale_attn_by_inverse_layer_idx", True),

@@ -24,8 +24,8 @@ from tenarai.errors import TenaraiError
 from tenarai.infer.generate import generate_ids, start_of_text
 from tenarai.infer.sampler import Sampling
 from tenarai.io import formats
-from tenarai.models import exchange, snapshot
-from tenarai.models.gpt2 import GPT2, GPT2Config
+from tenarai.models import exchange, families, llmc_exchange, snapshot
+from tenarai.models.families import AnyConfig, AnyModel
 from tenarai.models.table import Weights
 from tenarai.tokenizers import Tokenizer
 
@@ -46,7 +46,7 @@ def load(path: PathName, *, threads: int | None = None, ops: Any = None) -> Mode
     if kind == formats.HUGGING_FACE:
         model, params = exchange.read_hugging_face(path)
     elif kind == formats.LLMC:
-        model, params = exchange.read_llmc(path)
+        model, params = llmc_exchange.read_llmc(path)
     elif kind == formats.SAFETENSORS:
         raise TenaraiError(f"{path}: weights alone do not say their model: name the folder of them")
     else:
@@ -72,7 +72,7 @@ class Model:
 
     def __init__(
         self,
-        model: GPT2,
+        model: AnyModel,
         params: Weights,
         tokenizer: Tokenizer | None = None,
         *,
@@ -83,7 +83,7 @@ class Model:
         self._threads, self._given_ops = threads, ops
 
     @property
-    def config(self) -> GPT2Config:
+    def config(self) -> AnyConfig:
         return self.model.config
 
     @cached_property
@@ -98,7 +98,7 @@ class Model:
     def __repr__(self) -> str:
         c = self.config
         return (
-            f"<GPT-2 of {self.params.count:,} weights: {c.layers} layers, {c.heads} heads, "
+            f"<{families.name_of(self.model)} of {self.params.count:,} weights: {c.layers} layers, {c.heads} heads, "
             f"width {c.width}, context {c.context}, vocabulary {c.vocab_size}>"
         )
 
@@ -129,7 +129,7 @@ class Model:
         grads = Weights(self.params.table)
         loss, saved = self.model.forward(self.ops, self.params, ids, wanted, grads)
         self.model.backward(self.ops, self.params, saved, grads)
-        return float(loss), exchange.in_hugging_face_layout(grads)
+        return float(loss), exchange.in_hugging_face_layout(grads, self.model)
 
     def generate(
         self,
@@ -180,7 +180,7 @@ class Model:
         if dtype != "float32" and path.suffix != ".bin":
             raise TenaraiError(f"{path}: only llm.c's .bin can be written in {dtype}")
         if path.suffix == ".bin":
-            exchange.write_llmc(path, self.model, self.params, dtype)
+            llmc_exchange.write_llmc(path, self.model, self.params, dtype)
             return ["the tokenizer: keep its file beside the model"] if self.tokenizer else []
         if path.suffix == snapshot.SUFFIX:
             document = self.tokenizer.to_json() if self.tokenizer else None
@@ -237,7 +237,7 @@ class Model:
 
 
 def _hugging_face_tokenizer(
-    tokenizer: Tokenizer | None, config: GPT2Config
+    tokenizer: Tokenizer | None, config: AnyConfig
 ) -> tuple[dict[str, bytes], int | None, list[str]]:
     """Its files for a Hugging Face folder, the id that ends a text, and what is not held."""
     if tokenizer is None:

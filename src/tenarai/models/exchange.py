@@ -1,152 +1,184 @@
-"""GPT-2 in other programs' files: where their names and numbers meet the model's table.
+"""Models in Hugging Face's files: where their names and numbers meet the model's table.
 
-Hugging Face: `Param.hf` names each weight, `Param.hf_transposed` says which linear layers lie
-there as (I, O). llm.c: the dict `LLMC` below; its linear layers lie as ours do, (O, I).
-How the files look is the business of `tenarai.io`.
+`Param` says how each weight lies there: its name, (I, O) or (O, I), alone or in one tensor with
+others, less a number. q and k of a model whose RoPE pairs neighbours lie there for pairs of halves.
+How the files look is the business of `tenarai.io`; llm.c's are llmc_exchange.py's, GGUF's
+gguf_exchange.py's.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tenarai.errors import TenaraiError
-from tenarai.io import hugging_face, llmc
+from tenarai.io import hugging_face
 from tenarai.io.safetensors_file import Tensor
-from tenarai.models.gpt2 import GPT2, GPT2Config
-from tenarai.models.hf_config import from_hugging_face, to_hugging_face
+from tenarai.models import families
+from tenarai.models.families import AnyModel
+from tenarai.models.gpt2 import GPT2
+from tenarai.models.llama import Llama
+from tenarai.models.pairing import to_adjacent, to_half
 from tenarai.models.table import Param, Weights
 
 Array = np.ndarray
 PathName = str | PathLike[str]
 
-# Not weights: the causal mask, which older versions of transformers saved with them.
-BUFFERS = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")
+# Not weights: the causal mask and RoPE's angles, which older versions of transformers saved too.
+BUFFERS = re.compile(
+    r"transformer\.h\.\d+\.attn\.(bias|masked_bias)|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+)
 TIED = "lm_head.weight"
 
-LLMC = {
-    "wte": "wte.weight",
-    "wpe": "wpe.weight",
-    "ln1w": "h.{}.ln_1.weight",
-    "ln1b": "h.{}.ln_1.bias",
-    "qkvw": "h.{}.attn.c_attn.weight",
-    "qkvb": "h.{}.attn.c_attn.bias",
-    "attprojw": "h.{}.attn.c_proj.weight",
-    "attprojb": "h.{}.attn.c_proj.bias",
-    "ln2w": "h.{}.ln_2.weight",
-    "ln2b": "h.{}.ln_2.bias",
-    "fcw": "h.{}.mlp.c_fc.weight",
-    "fcb": "h.{}.mlp.c_fc.bias",
-    "fcprojw": "h.{}.mlp.c_proj.weight",
-    "fcprojb": "h.{}.mlp.c_proj.bias",
-    "lnfw": "ln_f.weight",
-    "lnfb": "ln_f.bias",
-}
 
-
-# Hugging Face
-
-
-def read_hugging_face(folder: PathName) -> tuple[GPT2, Weights]:
+def read_hugging_face(folder: PathName) -> tuple[AnyModel, Weights]:
     """Model and weights of a folder. float32, float16 and bfloat16 files become float32.
 
-    Names may lack `transformer.`; `lm_head.weight` must equal the embedding that it is tied to.
-    Every name and shape is checked before a weight is read.
-    Raises TenaraiError: not GPT-2 as it is written here, tensors missing, misshapen, too many.
+    Names may lack `transformer.` or `model.`; the `lm_head.weight` of a model whose output is tied
+    must equal the embedding. Every name and shape is checked before a weight is read.
+    Raises TenaraiError: a model that is not known, tensors missing, misshapen, too many.
     """
     config, tensors = hugging_face.read_folder(folder)
-    model = GPT2(from_hugging_face(config, Path(folder) / hugging_face.CONFIG))
-    by_name = _canonical(tensors, folder)
-    head = by_name.pop(TIED, None)
-    _check_tensors(by_name, model.table(), folder)
-    params = Weights(model.table())
-    for p in params.table:
-        array = by_name[p.hf].read()
-        params[p.name][...] = array.T if p.hf_transposed else array
+    model = families.from_hugging_face(config, Path(folder) / hugging_face.CONFIG)
+    table = model.table()
+    groups = by_file_name(table)
+    by_name = _canonical(tensors, folder, table[0].hf.split(".")[0])
+    head = by_name.pop(TIED, None) if TIED not in groups else None
+    _check_tensors(by_name, groups, folder)
+    params = Weights(table)
+    for name, group in groups.items():
+        array = by_name[name].read()
+        for p in group:
+            params[p.name][...] = _from_file(model, p, array)
     if head and not (
         head.shape == params["wte.weight"].shape
         and np.array_equal(head.read(), params["wte.weight"], equal_nan=True)
     ):
         raise TenaraiError(
-            f"{folder}: {TIED} differs from transformer.wte.weight: a model whose output layer is "
-            "not tied to its embedding cannot be read yet"
+            f"{folder}: {TIED} differs from {table[0].hf}, but config.json says that the output "
+            "layer is tied to the embedding: set tie_word_embeddings if the model has it"
         )
     return model, params
 
 
 def write_hugging_face(
     folder: PathName,
-    model: GPT2,
+    model: AnyModel,
     params: Mapping[str, Array],
     files: Mapping[str, bytes] | None = None,
     end_token: int | None = None,
 ) -> None:
-    """Write a folder that `transformers` loads as GPT2LMHeadModel, with equal logits.
+    """Write a folder that `transformers` loads as the model's ...ForCausalLM, with equal logits.
 
     `files` are the tokenizer's, by name; `end_token` is the id that ends a text, if one does.
-    A model without biases is written with zeros there, since the format has no way to say so.
+    A GPT-2 without biases is written with zeros there, since the format has no way to say so.
     Raises WriteError.
     """
     special = {"bos_token_id": end_token, "eos_token_id": end_token}
 
-    def maker(p: Param) -> Callable[[], Array]:
-        return lambda: _hf_layout(p, _value(params, p.name, p.shape))
+    def maker(group: list[Param]) -> Callable[[], Array]:
+        return lambda: _to_file(
+            model, group, [value_or_zeros(params, p.name, p.shape) for p in group]
+        )
 
-    arrays = [(p.hf, _hf_shape(p), maker(p)) for p in _with_biases(model)]
-    config = to_hugging_face(model.config) | special
+    table = with_biases(model).table() if isinstance(model, GPT2) else model.table()
+    arrays = [(n, _file_shape(g), maker(g)) for n, g in by_file_name(table).items()]
+    config = families.to_hugging_face(model) | special
     hugging_face.write_folder(folder, config, arrays, special, files)
 
 
-def in_hugging_face_layout(weights: Weights) -> dict[str, Array]:
+def in_hugging_face_layout(weights: Weights, model: AnyModel | None = None) -> dict[str, Array]:
     """Weights or gradients by Hugging Face's names and in its layout: what `named_parameters()`
-    gives, the tied embedding once. Views where the layouts agree, contiguous copies elsewhere."""
-    return {p.hf: _hf_layout(p, weights[p.name]) for p in weights.table}
+    gives, a tied embedding once. Views where the layouts agree, contiguous copies elsewhere.
+
+    Gradients are not shifted; so neither is anything here. `model` is needed where its RoPE pairs
+    neighbours.
+    """
+    return {
+        name: _to_file(model, group, [weights[p.name] for p in group], shift=False)
+        for name, group in by_file_name(weights.table).items()
+    }
 
 
-def _hf_layout(p: Param, array: Array) -> Array:
-    return np.ascontiguousarray(array.T) if p.hf_transposed else array
+def by_file_name(table: tuple[Param, ...]) -> dict[str, list[Param]]:
+    """The weights in each tensor of a file, from its first row to its last."""
+    groups: dict[str, list[Param]] = {}
+    for p in table:
+        groups.setdefault(p.hf, []).append(p)
+    return groups
 
 
-def _hf_shape(p: Param) -> tuple[int, ...]:
+def _from_file(model: AnyModel, p: Param, array: Array) -> Array:
+    """A weight as the model has it, out of the tensor that holds it."""
+    if p.fused:
+        array = array[p.fused.begin : p.fused.begin + p.shape[0]]
+    if p.hf_transposed:
+        array = array.T
+    if p.rope_heads and _neighbours(model):
+        array = to_adjacent(array, p.rope_heads)
+    return array + np.float32(p.hf_shift) if p.hf_shift else array
+
+
+def _to_file(
+    model: AnyModel | None, group: list[Param], values: list[Array], shift: bool = True
+) -> Array:
+    """The tensor of a group of weights: `_from_file` backwards."""
+    parts = []
+    for p, array in zip(group, values, strict=True):
+        if p.rope_heads and _neighbours(model):
+            array = to_half(array, p.rope_heads)
+        if shift and p.hf_shift:
+            array = array - np.float32(p.hf_shift)
+        parts.append(np.ascontiguousarray(array.T) if p.hf_transposed else array)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _neighbours(model: AnyModel | None) -> bool:
+    return isinstance(model, Llama) and model.config.pairing == "adjacent"
+
+
+def _file_shape(group: list[Param]) -> tuple[int, ...]:
+    p = group[0]
+    if p.fused:
+        return (p.fused.rows, *p.shape[1:])
     return p.shape[::-1] if p.hf_transposed else p.shape
 
 
-def _with_biases(model: GPT2) -> Iterable[Param]:
-    return GPT2(replace(model.config, bias=True)).table()
+def with_biases(model: GPT2) -> GPT2:
+    return GPT2(replace(model.config, bias=True))
 
 
-def _value(params: Mapping[str, Array], name: str, shape: tuple[int, ...]) -> Array:
+def value_or_zeros(params: Mapping[str, Array], name: str, shape: tuple[int, ...]) -> Array:
     """The weight, or zeros for a bias that the model does without."""
     return params[name] if name in params else np.zeros(shape, np.float32)
 
 
-def _canonical(tensors: Mapping[str, Tensor], folder: PathName) -> dict[str, Tensor]:
+def _canonical(tensors: Mapping[str, Tensor], folder: PathName, prefix: str) -> dict[str, Tensor]:
     """Tensors by full name, without the buffers."""
     by_name: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        full = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
+        full = name if name.startswith((f"{prefix}.", "lm_head.")) else f"{prefix}.{name}"
         if full in by_name:
-            raise TenaraiError(f"{folder}: holds {full} twice, with and without `transformer.`")
+            raise TenaraiError(f"{folder}: holds {full} twice, with and without `{prefix}.`")
         if not BUFFERS.fullmatch(full):
             by_name[full] = tensor
     return by_name
 
 
 def _check_tensors(
-    tensors: Mapping[str, Tensor], table: tuple[Param, ...], folder: PathName
+    tensors: Mapping[str, Tensor], groups: dict[str, list[Param]], folder: PathName
 ) -> None:
-    expected = {p.hf: _hf_shape(p) for p in table}
+    expected = {name: _file_shape(group) for name, group in groups.items()}
     missing = [name for name in expected if name not in tensors]
     if missing:
         raise TenaraiError(
             f"{folder}: {missing[0]} of shape {expected[missing[0]]} is missing"
-            f"{_and_more(missing)}: is the file whole, and config.json of the same model?"
+            f"{and_more(missing)}: is the file whole, and config.json of the same model?"
         )
     for name, shape in expected.items():
         if tensors[name].shape != shape:
@@ -157,63 +189,10 @@ def _check_tensors(
     extra = [name for name in tensors if name not in expected]
     if extra:
         raise TenaraiError(
-            f"{folder}: {extra[0]} of shape {tensors[extra[0]].shape} has no place in a GPT-2 as "
-            f"config.json describes it{_and_more(extra)}: does config.json belong to this file?"
+            f"{folder}: {extra[0]} of shape {tensors[extra[0]].shape} has no place in the model "
+            f"that config.json describes{and_more(extra)}: does config.json belong to this file?"
         )
 
 
-def _and_more(names: list[str]) -> str:
+def and_more(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-
-
-# llm.c
-
-
-def read_llmc(path: PathName) -> tuple[GPT2, Weights]:
-    """Model and weights of llm.c's file, float32 or bfloat16. Raises TenaraiError."""
-    header, arrays = llmc.read(path)
-    config = GPT2Config(
-        vocab_size=header.vocab_size,
-        context=header.max_seq_len,
-        layers=header.num_layers,
-        heads=header.num_heads,
-        width=header.channels,
-    )
-    model = GPT2(config)
-    params = Weights(model.table())
-    for theirs, ours in LLMC.items():
-        if "{}" not in ours:
-            params[ours][...] = llmc.to_float32(arrays[theirs])
-            continue
-        for i in range(config.layers):
-            params[ours.format(i)][...] = llmc.to_float32(arrays[theirs][i])
-    return model, params
-
-
-def write_llmc(
-    path: PathName, model: GPT2, params: Mapping[str, Array], dtype: str = "float32"
-) -> None:
-    """Write llm.c's file; `dtype` "float32" or "bfloat16". Missing biases are written as zeros.
-
-    Raises TenaraiError for a model that llm.c computes differently (exact GELU, another epsilon);
-    WriteError.
-    """
-    c = model.config
-    for name, ours, theirs in (("gelu", c.gelu, "tanh"), ("norm_eps", c.norm_eps, 1e-5)):
-        if ours != theirs:
-            raise TenaraiError(
-                f"{path}: llm.c computes with {name} = {theirs}, this model with {ours}: its "
-                "results would differ; write a Hugging Face folder instead"
-            )
-    V = c.vocab_size
-    header = llmc.Header(c.context, V, c.layers, c.heads, c.width, llmc.pad_vocabulary(V))
-    shapes = {p.name: p.shape for p in _with_biases(model)}
-
-    def value(name: str) -> Array:
-        return _value(params, name, shapes[name])
-
-    arrays: dict[str, Any] = {
-        key: [value(name.format(i)) for i in range(c.layers)] if "{}" in name else value(name)
-        for key, name in LLMC.items()
-    }
-    llmc.write(path, header, arrays, dtype)

@@ -1,4 +1,4 @@
-"""GPT-2's config.json of Hugging Face, to and from GPT2Config.
+"""GPT-2's config.json of Hugging Face, to and from GPT2Config (hf_llama.py has the others').
 
 A setting that changes the result and cannot be followed is refused by name; one that does not
 (names of classes, cache, generation) is passed over. Settings that the file leaves out have
@@ -14,6 +14,7 @@ from typing import Any
 
 from tenarai.errors import TenaraiError
 from tenarai.models.gpt2 import GPT2Config
+from tenarai.models.hf_values import integer, number
 
 GELU = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh", "gelu": "none"}
 
@@ -30,18 +31,15 @@ def from_hugging_face(config: Mapping[str, Any], where: Path) -> GPT2Config:
     """GPT2Config of a config.json; `where` is its path, for the messages.
 
     The file has three dropouts; its `resid_pdrop` is taken for ours, after the embedding and
-    after each half of a block. Raises TenaraiError: another model, a setting that cannot be
-    followed, a number of the wrong kind or out of bounds.
+    after each half of a block. Raises TenaraiError: a setting that cannot be followed, a number of
+    the wrong kind or out of bounds.
     """
-    kind = config.get("model_type", "gpt2")
-    if kind != "gpt2":
-        raise TenaraiError(f"{where}: model_type is {kind!r}: only 'gpt2' can be read yet")
     for name, values in FIXED.items():
         if config.get(name, values[0]) not in values:
             raise TenaraiError(
                 f"{where}: {name} = {config[name]!r} is not supported, only {values[0]}"
             )
-    width = _integer(config, "n_embd", 768, 1 << 20, where)
+    width = integer(config, "n_embd", 768, 1 << 20, where)
     inner = config.get("n_inner")
     if inner is not None and inner != 4 * width:
         raise TenaraiError(
@@ -54,18 +52,18 @@ def from_hugging_face(config: Mapping[str, Any], where: Path) -> GPT2Config:
             f"{', '.join(GELU)}"
         )
     context = "n_positions" if "n_positions" in config else "n_ctx"  # its name in old files
-    heads = _integer(config, "n_head", 12, 1 << 20, where)
+    heads = integer(config, "n_head", 12, 1 << 20, where)
     if width % heads:
         raise TenaraiError(f"{where}: n_head = {heads} does not divide n_embd = {width}")
     return GPT2Config(
-        vocab_size=_integer(config, "vocab_size", 50257, 2**31 - 1, where),
-        context=_integer(config, context, 1024, 2**31 - 1, where),
-        layers=_integer(config, "n_layer", 12, 10_000, where),
+        vocab_size=integer(config, "vocab_size", 50257, 2**31 - 1, where),
+        context=integer(config, context, 1024, 2**31 - 1, where),
+        layers=integer(config, "n_layer", 12, 10_000, where),
         heads=heads,
         width=width,
         gelu=GELU[activation],
-        norm_eps=_number(config, "layer_norm_epsilon", 1e-5, 1.0, where),
-        dropout=_number(config, "resid_pdrop", 0.1, math.nextafter(1, 0), where),
+        norm_eps=number(config, "layer_norm_epsilon", 1e-5, 1.0, where),
+        dropout=number(config, "resid_pdrop", 0.1, math.nextafter(1, 0), where),
     )
 
 
@@ -91,21 +89,3 @@ def to_hugging_face(config: GPT2Config) -> dict[str, Any]:
         "use_cache": True,
         "dtype": "float32",
     }
-
-
-def _integer(config: Mapping[str, Any], name: str, default: int, high: int, where: Path) -> int:
-    value = config.get(name, default)
-    if type(value) is not int or not 1 <= value <= high:
-        raise TenaraiError(
-            f"{where}: {name} is {value!r}, expected a whole number from 1 to {high}"
-        )
-    return value
-
-
-def _number(
-    config: Mapping[str, Any], name: str, default: float, high: float, where: Path
-) -> float:
-    value = config.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= high:
-        raise TenaraiError(f"{where}: {name} is {value!r}, expected a number from 0 to {high:g}")
-    return float(value)

@@ -16,11 +16,22 @@ ALIGN = 16  # float32s: each weight begins on a 64-byte boundary
 
 
 @dataclass(frozen=True)
+class Fused:
+    """Where a weight lies in a tensor of files that holds several, one above the other."""
+
+    begin: int  # its first row
+    rows: int  # of the whole tensor
+
+
+@dataclass(frozen=True)
 class Param:
     """One weight.
 
-    Drawn from a normal distribution of `mean` and `std` (0 gives the mean itself). `hf` is its
-    name in Hugging Face's files, `hf_transposed` whether they hold it (I, O) where we hold (O, I).
+    Drawn from a normal distribution of `mean` and `std` (0 gives the mean itself). `hf` and `gguf`
+    are its names in Hugging Face's and in GGUF files, `fused` its place where files hold it in one
+    tensor with others. `hf_transposed`: Hugging Face's hold it (I, O) where we hold (O, I);
+    `hf_shift`: they hold it less this number. `rope_heads`: its rows are the channels of so many
+    heads, which files for another pairing of RoPE hold in another order.
     """
 
     name: str
@@ -30,6 +41,10 @@ class Param:
     decay: bool = False
     hf: str = ""
     hf_transposed: bool = False
+    gguf: str = ""
+    fused: Fused | None = None
+    hf_shift: float = 0.0
+    rope_heads: int = 0
 
     @property
     def size(self) -> int:
