@@ -7,6 +7,7 @@ import pytest
 
 import tenarai
 from complex_step import gradient_errors
+from tenarai.api import Model
 from tenarai.models.llama import Llama, LlamaConfig
 from tenarai.models.rope import Rope
 from tenarai.models.table import Weights
@@ -340,7 +341,7 @@ def test_configs_that_cannot_be(change, message):
 def test_as_a_checkpoint_it_is_the_same_bits(rng, tmp_path):
     for options in OPTIONS.values():
         model = Llama(LlamaConfig(**(ODD | options)))
-        opened = tenarai.api.Model(model, random_weights(model, rng, np.float32), ops=reference)
+        opened = Model(model, random_weights(model, rng, np.float32), ops=reference)
         opened.save(tmp_path / "m.tenarai")
         again = tenarai.load(tmp_path / "m.tenarai", ops=reference)
         assert again.config == model.config
@@ -349,6 +350,6 @@ def test_as_a_checkpoint_it_is_the_same_bits(rng, tmp_path):
 
 def test_llm_c_cannot_hold_it(rng, tmp_path):
     model = Llama(LlamaConfig(**ODD))
-    opened = tenarai.api.Model(model, random_weights(model, rng, np.float32), ops=reference)
+    opened = Model(model, random_weights(model, rng, np.float32), ops=reference)
     with pytest.raises(tenarai.TenaraiError, match="holds GPT-2 only, this is a Llama"):
         opened.save(tmp_path / "m.bin")

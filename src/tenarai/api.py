@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from tenarai import tokenizers
 from tenarai.errors import TenaraiError
 from tenarai.infer.generate import generate_ids, start_of_text
 from tenarai.infer.sampler import Sampling
-from tenarai.io import formats
-from tenarai.models import exchange, families, llmc_exchange, snapshot
+from tenarai.io import formats, gguf
+from tenarai.models import exchange, families, gguf_exchange, llmc_exchange, snapshot
 from tenarai.models.families import AnyConfig, AnyModel
-from tenarai.models.table import Weights
+from tenarai.models.llama import Llama
+from tenarai.models.table import FileWeights, Weights
 from tenarai.tokenizers import Tokenizer
 
 Array = np.ndarray
@@ -34,15 +36,41 @@ PathName = str | os.PathLike[str]
 IGNORED = (-100, -1)  # targets that do not count: PyTorch's and ours
 
 
-def load(path: PathName, *, threads: int | None = None, ops: Any = None) -> Model:
-    """Open a model: a Hugging Face folder, llm.c's .bin, a tenarai checkpoint or run folder.
+def load(
+    path: PathName,
+    *,
+    context: int | None = None,
+    activations: str = "int8",
+    threads: int | None = None,
+    ops: Any = None,
+) -> Model:
+    """Open a model: a GGUF file, a Hugging Face folder, llm.c's .bin, a tenarai checkpoint or run
+    folder.
 
+    `context` is the longest text that will be asked for, the model's own by default; a model that
+    was stretched to long texts (Phi-3 of 128k) is truer to short ones when it is opened for them.
+    `activations` are those of a product with quantised weights: "int8" is fast, "float32" exact.
     `threads` are those of the kernels (one a core by default); `ops` takes other operations,
     such as `tenarai.ops.reference`, which needs no compiled core. A tokenizer is opened where one
-    lies beside the weights. Raises TenaraiError that says what the path is and what to do.
+    lies in or beside the weights. Raises TenaraiError that says what the path is and what to do.
     """
+    if activations not in ("int8", "float32"):
+        raise TenaraiError(f"activations are {activations!r}, expected 'int8' or 'float32'")
     path = Path(path)
-    kind = formats.detect(path)
+    model, params, tokenizer = _open(path, formats.detect(path))
+    if context is not None:
+        model = _for_context(path, model, context)
+    return Model(model, params, tokenizer, activations=activations, threads=threads, ops=ops)
+
+
+def _open(path: Path, kind: str) -> tuple[AnyModel, Weights | FileWeights, Any]:
+    """Model, weights, and the tokenizer or what opens it."""
+    model: AnyModel
+    params: Weights | FileWeights
+    if kind == formats.GGUF:
+        file = gguf.read(path)
+        model, params = gguf_exchange.read_gguf(file)
+        return model, params, partial(_gguf_tokenizer, file.metadata)
     if kind == formats.HUGGING_FACE:
         model, params = exchange.read_hugging_face(path)
     elif kind == formats.LLMC:
@@ -51,9 +79,26 @@ def load(path: PathName, *, threads: int | None = None, ops: Any = None) -> Mode
         raise TenaraiError(f"{path}: weights alone do not say their model: name the folder of them")
     else:
         model, params, document = snapshot.read(path)
-        tokenizer = None if document is None else tokenizers.from_document(document)
-        return Model(model, params, tokenizer, threads=threads, ops=ops)
-    return Model(model, params, _tokenizer(path, kind), threads=threads, ops=ops)
+        return model, params, None if document is None else tokenizers.from_document(document)
+    return model, params, _tokenizer(path, kind)
+
+
+def _gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer | None:
+    """The tokenizer that a GGUF file describes, if it does."""
+    if "tokenizer.ggml.model" not in metadata:
+        return None
+    from tenarai.tokenizers.gguf import from_gguf
+
+    return from_gguf(metadata)
+
+
+def _for_context(path: Path, model: AnyModel, context: int) -> AnyModel:
+    """The model for texts up to `context`; GPT-2's learned positions stay as many as they are."""
+    if not 1 <= context <= model.config.context:
+        raise TenaraiError(
+            f"{path}: context is {context}, this model's is 1 to {model.config.context}"
+        )
+    return Llama(replace(model.config, context=context)) if isinstance(model, Llama) else model
 
 
 def _tokenizer(path: Path, kind: str) -> Tokenizer | None:
@@ -67,20 +112,27 @@ def _tokenizer(path: Path, kind: str) -> Tokenizer | None:
 class Model:
     """A language model with its weights. Not for two Python threads at once.
 
-    config: its numbers. tokenizer: may be None. params: name → float32 array, as trained here.
+    config: its numbers. tokenizer: may be None. params: name → float32 array, as trained here, or
+    weights as they lie in a GGUF file.
     """
 
     def __init__(
         self,
         model: AnyModel,
-        params: Weights,
-        tokenizer: Tokenizer | None = None,
+        params: Weights | FileWeights,
+        tokenizer: Tokenizer | Callable[[], Tokenizer | None] | None = None,
         *,
+        activations: str = "int8",
         threads: int | None = None,
         ops: Any = None,
     ):
-        self.model, self.params, self.tokenizer = model, params, tokenizer
-        self._threads, self._given_ops = threads, ops
+        self.model, self.params, self._tokenizer = model, params, tokenizer
+        self._activations, self._threads, self._given_ops = activations, threads, ops
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """Made when first needed: a large vocabulary takes longer than a map of the weights."""
+        return self._tokenizer() if callable(self._tokenizer) else self._tokenizer
 
     @property
     def config(self) -> AnyConfig:
@@ -93,7 +145,7 @@ class Model:
             return self._given_ops
         from tenarai.ops.fast import Fast
 
-        return Fast(threads=self._threads)
+        return Fast(threads=self._threads, activations=self._activations)
 
     def __repr__(self) -> str:
         c = self.config
@@ -115,10 +167,16 @@ class Model:
         """Mean cross-entropy of targets (B, T) after tokens (B, T), and its gradients.
 
         Targets of -100 and -1 do not count. Gradients have Hugging Face's names, layout and
-        shapes, float32, as `named_parameters()` gives them: linear layers (I, O), the tied
+        shapes, float32, as `named_parameters()` gives them: GPT-2's linear layers (I, O), the tied
         embedding once, under `transformer.wte.weight`. No dropout is applied.
-        Raises TenaraiError as `logits` does, and where the two shapes differ.
+        Raises TenaraiError as `logits` does, where the two shapes differ, and for quantised
+        weights.
         """
+        if isinstance(self.params, FileWeights) and self.params.quantised:
+            raise TenaraiError(
+                f"{self.params.quantised} is quantised, and such weights have no gradients: load "
+                "the model from a Hugging Face folder (tenarai convert writes one)"
+            )
         ids = np.atleast_2d(self._ids(tokens, "tokens"))
         wanted = np.atleast_2d(self._ids(targets, "targets", IGNORED))
         if ids.shape != wanted.shape:
@@ -180,11 +238,11 @@ class Model:
         if dtype != "float32" and path.suffix != ".bin":
             raise TenaraiError(f"{path}: only llm.c's .bin can be written in {dtype}")
         if path.suffix == ".bin":
-            llmc_exchange.write_llmc(path, self.model, self.params, dtype)
+            llmc_exchange.write_llmc(path, self.model, self.params.expanded(), dtype)
             return ["the tokenizer: keep its file beside the model"] if self.tokenizer else []
         if path.suffix == snapshot.SUFFIX:
             document = self.tokenizer.to_json() if self.tokenizer else None
-            snapshot.write(path, self.model, self.params, document)
+            snapshot.write(path, self.model, self.params.expanded(), document)
             return []
         if path.suffix in (".gguf", ".pt", ".pth", ".ckpt"):
             raise TenaraiError(
@@ -192,7 +250,7 @@ class Model:
                 f"Face's format, or a file ending in .bin (llm.c) or {snapshot.SUFFIX}"
             )
         files, end, left_out = _hugging_face_tokenizer(self.tokenizer, self.config)
-        exchange.write_hugging_face(path, self.model, self.params, files, end)
+        exchange.write_hugging_face(path, self.model, self.params.expanded(), files, end)
         return left_out
 
     def _prompt(self, prompt: str | Sequence[int]) -> Sequence[int]:

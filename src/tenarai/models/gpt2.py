@@ -80,30 +80,44 @@ class GPT2:
         c, C, V = self.config, self.config.width, self.config.vocab_size
         small = 0.02 / (2 * c.layers) ** 0.5
         params = [
-            Param("wte.weight", (V, C), 0.02, decay=True, hf="transformer.wte.weight"),
-            Param("wpe.weight", (c.context, C), 0.02, decay=True, hf="transformer.wpe.weight"),
+            Param(
+                "wte.weight",
+                (V, C),
+                0.02,
+                decay=True,
+                hf="transformer.wte.weight",
+                gguf="token_embd.weight",
+            ),
+            Param(
+                "wpe.weight",
+                (c.context, C),
+                0.02,
+                decay=True,
+                hf="transformer.wpe.weight",
+                gguf="position_embd.weight",
+            ),
         ]
 
-        def norm(name: str) -> None:
-            hf = f"transformer.{name}"
-            params.append(Param(f"{name}.weight", (C,), 0.0, mean=1.0, hf=f"{hf}.weight"))
+        def norm(name: str, gguf: str) -> None:
+            hf, w, b = f"transformer.{name}", f"{name}.weight", f"{name}.bias"
+            params.append(Param(w, (C,), 0.0, 1.0, hf=f"{hf}.weight", gguf=f"{gguf}.weight"))
             if c.bias:
-                params.append(Param(f"{name}.bias", (C,), 0.0, hf=f"{hf}.bias"))
+                params.append(Param(b, (C,), 0.0, hf=f"{hf}.bias", gguf=f"{gguf}.bias"))
 
-        def linear(name: str, I: int, O: int, std: float) -> None:
-            hf = f"transformer.{name}"
-            params.append(Param(f"{name}.weight", (O, I), std, 0.0, True, f"{hf}.weight", True))
+        def linear(name: str, I: int, O: int, std: float, gguf: str) -> None:
+            hf, w, b = f"transformer.{name}", f"{name}.weight", f"{name}.bias"
+            params.append(Param(w, (O, I), std, 0.0, True, f"{hf}.weight", True, f"{gguf}.weight"))
             if c.bias:
-                params.append(Param(f"{name}.bias", (O,), 0.0, hf=f"{hf}.bias"))
+                params.append(Param(b, (O,), 0.0, hf=f"{hf}.bias", gguf=f"{gguf}.bias"))
 
         for i in range(c.layers):
-            norm(f"h.{i}.ln_1")
-            linear(f"h.{i}.attn.c_attn", C, 3 * C, 0.02)
-            linear(f"h.{i}.attn.c_proj", C, C, small)
-            norm(f"h.{i}.ln_2")
-            linear(f"h.{i}.mlp.c_fc", C, 4 * C, 0.02)
-            linear(f"h.{i}.mlp.c_proj", 4 * C, C, small)
-        norm("ln_f")
+            norm(f"h.{i}.ln_1", f"blk.{i}.attn_norm")
+            linear(f"h.{i}.attn.c_attn", C, 3 * C, 0.02, f"blk.{i}.attn_qkv")
+            linear(f"h.{i}.attn.c_proj", C, C, small, f"blk.{i}.attn_output")
+            norm(f"h.{i}.ln_2", f"blk.{i}.ffn_norm")
+            linear(f"h.{i}.mlp.c_fc", C, 4 * C, 0.02, f"blk.{i}.ffn_up")
+            linear(f"h.{i}.mlp.c_proj", 4 * C, C, small, f"blk.{i}.ffn_down")
+        norm("ln_f", "output_norm")
         return tuple(params)
 
     # Training

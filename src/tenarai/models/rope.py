@@ -91,7 +91,7 @@ class Rope:
         elif self.scaling in ("longrope", "factors"):
             use_long = self.scaling == "longrope" and long_text
             theta = theta / np.asarray(self.long if use_long else self.short)
-        return theta, self._attention_factor()
+        return theta, self.attention_scale()
 
     def tables(self, length: int, context: int) -> tuple[Array, Array]:
         """cos, sin (length, R/2) float32 of positions 0 to length − 1, times m."""
@@ -99,7 +99,8 @@ class Rope:
         turns = np.arange(length)[:, None] * theta  # (length, R/2) float64
         return (m * np.cos(turns)).astype(np.float32), (m * np.sin(turns)).astype(np.float32)
 
-    def _attention_factor(self) -> float:
+    def attention_scale(self) -> float:
+        """m, given or by the formula above."""
         if self.attention_factor is not None:
             return self.attention_factor
         if self.factor <= 1:

@@ -12,6 +12,9 @@ from math import prod
 
 import numpy as np
 
+from tenarai.quant import QuantTensor
+
+Weight = np.ndarray | QuantTensor
 ALIGN = 16  # float32s: each weight begins on a 64-byte boundary
 
 
@@ -95,6 +98,10 @@ class Weights(Mapping[str, np.ndarray]):
             }
         return self._scopes[prefix]
 
+    def expanded(self) -> Weights:
+        """In float32: these are."""
+        return self
+
     def initialise(self, seed: int) -> Weights:
         """Draws every weight; one does not depend on which others the table has before it."""
         for index, param in enumerate(self.table):
@@ -112,3 +119,61 @@ class Weights(Mapping[str, np.ndarray]):
     def count(self) -> int:
         """How many numbers the weights hold, places between them not counted."""
         return sum(param.size for param in self.table)
+
+
+class FileWeights(Mapping[str, Weight]):
+    """The weights of a table as they lie in a file: float32 arrays and quantised tensors.
+
+    What a model needs to run, and no more: they are not trained.
+    """
+
+    def __init__(self, table: Sequence[Param], weights: Mapping[str, Weight]):
+        self.table, self._weights = tuple(table), dict(weights)
+        self._scopes: dict[str, dict[str, Weight]] = {}
+
+    def __getitem__(self, name: str) -> Weight:
+        return self._weights[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    def scope(self, prefix: str) -> dict[str, Weight]:
+        """The weights whose names begin with `prefix`, by the rest of their names."""
+        if prefix not in self._scopes:
+            n = len(prefix)
+            self._scopes[prefix] = {
+                k[n:]: v for k, v in self._weights.items() if k.startswith(prefix)
+            }
+        return self._scopes[prefix]
+
+    @property
+    def count(self) -> int:
+        """How many numbers the weights hold."""
+        return sum(param.size for param in self.table)
+
+    @property
+    def quantised(self) -> str | None:
+        """The name of a weight that is no float32 array, if there is one."""
+        return next((n for n, w in self._weights.items() if isinstance(w, QuantTensor)), None)
+
+    def expanded(self) -> Mapping[str, np.ndarray]:
+        """The weights in float32, each made when it is asked for."""
+        return _Expanded(self._weights)
+
+
+class _Expanded(Mapping[str, np.ndarray]):
+    def __init__(self, weights: Mapping[str, Weight]):
+        self._weights = weights
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        w = self._weights[name]
+        return w.dequantize() if isinstance(w, QuantTensor) else w
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)

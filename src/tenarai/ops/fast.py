@@ -58,10 +58,15 @@ class Fast:
     """
 
     def __init__(
-        self, threads: int | None = None, isa: str | None = None, arena: Arena | None = None
+        self,
+        threads: int | None = None,
+        isa: str | None = None,
+        arena: Arena | None = None,
+        activations: str = "int8",
     ):
         self.machine = _compiled().Machine(isa, threads or default_threads())
         self.arena = arena or Arena()
+        self.activations = activations  # of products with quantised weights; or "float32"
 
     @property
     def isa(self) -> str:
