@@ -10,6 +10,7 @@ namespace tenarai {
 extern const Kernels kernels_baseline;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx512vnni;
 extern const Kernels kernels_sve512;
 
 namespace {
@@ -24,7 +25,7 @@ bool has_sve512() {
 #endif
 
 struct Available {
-  const Kernels* tables[4];
+  const Kernels* tables[5];
   int count = 0;
 
   Available() {
@@ -35,8 +36,10 @@ struct Available {
 #endif
 #if defined(TENARAI_HAS_AVX512)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
       tables[count++] = &kernels_avx512;
+      if (__builtin_cpu_supports("avx512vnni")) tables[count++] = &kernels_avx512vnni;
+    }
 #endif
 #if defined(TENARAI_HAS_SVE512)
     if (has_sve512()) tables[count++] = &kernels_sve512;

@@ -74,7 +74,8 @@ struct Product {
 
   void run(Pool& pool) const {
     const Grid grid = choose_grid(M, N, pool.threads());
-    const i64 depth = even_block(K, kDepthBlock, 8);
+    const i64 depth = even_block(K, kDepthBlock,
+                                 A::kDepthGrain > B::kDepthGrain ? A::kDepthGrain : B::kDepthGrain);
     parallel(pool, [&](int thread) {
       const Range rows = split(M, grid.rows, thread / grid.columns, kRows);
       const Range columns = split(N, grid.columns, thread % grid.columns, kLanes);

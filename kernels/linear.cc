@@ -4,25 +4,12 @@
 //
 // Three products, one algorithm (gemm.h). f(x) is made while x is packed, for the second time in
 // the backward: it is never stored.
-#include "gemm.h"
+#include "linear.h"
+
 #include "ops.h"
 
 namespace tenarai {
 namespace TENARAI_ISA {
-
-struct Forward {
-  float* c;
-  i64 stride;
-  const float *bias, *residual;
-
-  vf start(i64 i, i64 j, i64 n) const {
-    vf v = {};
-    if (bias) v += load_upto(bias + j, n);
-    if (residual) v += load_upto(residual + i * stride + j, n);
-    return v;
-  }
-  vf finish(vf sum, i64, i64, i64) const { return sum; }
-};
 
 template <Gelu f>
 struct InputGradient {

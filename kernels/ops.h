@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "quant_formats.h"
 #include "threads.h"
 
 namespace tenarai {
@@ -41,6 +42,8 @@ struct AttentionBackward {
 
 enum class Gelu : int { none = 0, tanh = 1, erf = 2 };
 
+constexpr int64_t kExpandedRows = 512;  // of a quantised weight, expanded at a time
+
 struct AdamW {
   float lr, beta1, beta2, eps, weight_decay;
   float correction1, correction2;  // 1 - beta1^step, 1 - beta2^step
@@ -57,6 +60,15 @@ void linear_forward(Pool&, float* y, const float* x, const float* w, const float
 // db (O) or null += the sum of dy over M. x is not read where dw is null and f is nothing.
 void linear_backward(Pool&, float* dx, float* dw, float* db, const float* dy, const float* x,
                      const float* w, int64_t M, int64_t I, int64_t O, Gelu);
+
+// quant_linear.cc. The same without f, with w (O, I) quantised: O rows of row_bytes in the format's
+// blocks, at any address. `rounded`: activations become whole numbers of 12 bits and more, else
+// float32. The backward is that of x alone; expanded (kExpandedRows, I) is for its own use.
+void quant_linear_forward(Pool&, float* y, const float* x, const uint8_t* w, QuantFormat,
+                          const float* b, const float* residual, int64_t M, int64_t I, int64_t O,
+                          int64_t row_bytes, bool rounded);
+void quant_linear_backward(Pool&, float* dx, float* expanded, const float* dy, const uint8_t* w,
+                           QuantFormat, int64_t M, int64_t I, int64_t O, int64_t row_bytes);
 
 // norm.cc. mean, rstd (M) are kept for the backward. dresidual (M, C) or null is added into dx
 // and may be dx.
@@ -126,6 +138,7 @@ double square_sum(Pool&, const float* x, int64_t n);
 // clang-format off
 #define TENARAI_KERNELS(X)                                              \
   X(linear_forward) X(linear_backward)                                  \
+  X(quant_linear_forward) X(quant_linear_backward)                      \
   X(layer_norm_forward) X(layer_norm_backward)                          \
   X(rms_norm_forward) X(rms_norm_backward)                              \
   X(gelu_forward) X(gelu_backward) X(silu_forward) X(silu_backward)     \

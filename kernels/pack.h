@@ -6,6 +6,8 @@
 //
 //   Along<Map>   a line is contiguous in memory       p[line * stride + k]     transposed on the
 //   way Across<Map>  the lines of one k are contiguous    p[k * stride + line]     copied
+//
+// and kDepthGrain, of which the blocks of k that it is asked for are whole multiples.
 #pragma once
 
 #include "math.h"
@@ -83,6 +85,7 @@ TENARAI_INLINE void transpose(vf* v) {
 
 template <class Map>
 struct Along {
+  static constexpr i64 kDepthGrain = 8;
   const float* p;
   i64 stride;
 
@@ -135,6 +138,7 @@ struct Along {
 
 template <class Map>
 struct Across {
+  static constexpr i64 kDepthGrain = 8;
   const float* p;
   i64 stride;
 

@@ -14,6 +14,8 @@ namespace tenarai {
 constexpr int kBlock = 32;        // weights in a block of the plain formats
 constexpr int kSuperBlock = 256;  // and of the K formats
 
+#pragma pack(push, 1)  // a block may stand at any address
+
 // w = d (q - 8). Low nibbles are weights 0 to 15, high ones 16 to 31.
 struct Q4_0 {
   uint16_t d;
@@ -123,6 +125,8 @@ struct IQ4_XS {
 };
 static_assert(sizeof(IQ4_XS) == 136);
 
+#pragma pack(pop)
+
 // The formats by the numbers that GGUF files give them.
 enum class QuantFormat : int {
   f32 = 0,
@@ -142,5 +146,32 @@ enum class QuantFormat : int {
   iq4_xs = 23,
   bf16 = 30
 };
+
+// Weights and bytes of a block; zeros for a number that is none of the formats.
+struct BlockSize {
+  int weights, bytes;
+};
+static inline BlockSize block_size(QuantFormat format) {
+  switch (format) {
+      // clang-format off
+    case QuantFormat::f32: return {1, 4};
+    case QuantFormat::f16: case QuantFormat::bf16: return {1, 2};
+    case QuantFormat::q4_0: return {kBlock, sizeof(Q4_0)};
+    case QuantFormat::q4_1: return {kBlock, sizeof(Q4_1)};
+    case QuantFormat::q5_0: return {kBlock, sizeof(Q5_0)};
+    case QuantFormat::q5_1: return {kBlock, sizeof(Q5_1)};
+    case QuantFormat::q8_0: return {kBlock, sizeof(Q8_0)};
+    case QuantFormat::q2_k: return {kSuperBlock, sizeof(Q2_K)};
+    case QuantFormat::q3_k: return {kSuperBlock, sizeof(Q3_K)};
+    case QuantFormat::q4_k: return {kSuperBlock, sizeof(Q4_K)};
+    case QuantFormat::q5_k: return {kSuperBlock, sizeof(Q5_K)};
+    case QuantFormat::q6_k: return {kSuperBlock, sizeof(Q6_K)};
+    case QuantFormat::q8_k: return {kSuperBlock, sizeof(Q8_K)};
+    case QuantFormat::iq4_nl: return {kBlock, sizeof(IQ4_NL)};
+    case QuantFormat::iq4_xs: return {kSuperBlock, sizeof(IQ4_XS)};
+      // clang-format on
+  }
+  return {0, 0};
+}
 
 }  // namespace tenarai

@@ -13,7 +13,8 @@
 #error "a kernel file is compiled once per instruction set, with -DTENARAI_ISA=name"
 #endif
 
-#define TENARAI_INLINE static inline __attribute__((always_inline))
+#define TENARAI_ALWAYS inline __attribute__((always_inline))
+#define TENARAI_INLINE static TENARAI_ALWAYS
 
 namespace tenarai {
 namespace TENARAI_ISA {

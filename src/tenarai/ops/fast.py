@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import TenaraiError
+from ..quant import QuantTensor
 from .arena import Arena
 
 try:
@@ -54,7 +55,9 @@ class Fast:
     """Ops on `threads` threads with the instruction set `isa` (the CPU's best by default).
 
     Results are the same bits for the same thread count and instruction set. With an arena,
-    activations come from it. Not for two Python threads at once.
+    activations come from it. In products with quantised weights activations are rounded to whole
+    numbers ("int8": fast) or are not ("float32": exact but for rounding). Not for two Python
+    threads at once.
     """
 
     def __init__(
@@ -64,6 +67,9 @@ class Fast:
         arena: Arena | None = None,
         activations: str = "int8",
     ):
+        if activations not in ("int8", "float32"):
+            raise ValueError(f"activations = {activations!r}, expected 'int8' or 'float32'")
+        self.activations = activations
         self.machine = _compiled().Machine(isa, threads or default_threads())
         self.arena = arena or Arena()
         self.activations = activations  # of products with quantised weights; or "float32"
@@ -101,13 +107,35 @@ class Fast:
 
     def _linear_forward(self, x, w, b, residual, gelu, out):
         y = self._new(*x.shape[:-1], w.shape[0]) if out is None else out  # (..., O)
-        self._run("linear_forward", y, x, w, b, residual, gelu)
+        self._product(y, x, w, b, residual, gelu)
         return y, (x, w, gelu)
+
+    def _product(self, y, x, w, b, residual, gelu):
+        """y = f(x) wᵀ + b + residual; w float32 or quantised."""
+        if not isinstance(w, QuantTensor):
+            self._run("linear_forward", y, x, w, b, residual, gelu)
+            return
+        if gelu != "off":
+            x, _ = self.gelu_forward(x, approximate=gelu)
+        number = w.format.number
+        self._run("quant_linear_forward", y, x, w.data, number, b, residual, self.activations)
 
     def _linear_backward(self, dy, saved, dw, db, out):
         x, w, gelu = saved
         dx = self.empty_like(x) if out is None else out  # (..., I)
-        self._run("linear_backward", dx, dw, db, dy, x, w, gelu)
+        if not isinstance(w, QuantTensor):
+            self._run("linear_backward", dx, dw, db, dy, x, w, gelu)
+            return dx
+        if dw is not None:
+            raise ValueError(
+                f"linear_backward: {w.format.name} weights are frozen, dw must be None"
+            )
+        expanded = self._new(self.machine.EXPANDED_ROWS, w.shape[1])
+        self._run("quant_linear_backward", dx, expanded, dy, w.data, w.format.number)
+        if gelu != "off":
+            self._run("gelu_backward", dx, dx, x, gelu)
+        if db is not None and not self.arena.dry:
+            db += dy.reshape(-1, w.shape[0]).sum(axis=0)
         return dx
 
     # Activations
@@ -286,7 +314,7 @@ class Fast:
         for i in range(0, len(rows), step):
             block, targets_block = rows[i : i + step], targets[i : i + step]
             dlogits = logits[: len(block)]
-            self._run("linear_forward", dlogits, block, w, None, None, "off")
+            self._product(dlogits, block, w, None, None, "off")
             loss += self._run("cross_entropy", dlogits, targets_block, scale)
             if dx is not None:
                 dblock = dx.reshape(-1, C)[i : i + step]

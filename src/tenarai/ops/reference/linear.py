@@ -10,20 +10,25 @@ An element of the output is y_no = Σ_i x_ni w_oi + b_o + residual_no, with n an
 Three products of the same three dims (rows, I, O), each summing over another one. Saved: x
 and w, by reference; y is not needed. The residual is added here because y is still in cache
 when the fast kernel finishes a tile.
+
+A quantised weight is expanded first, and frozen: its backward gives dx alone.
 """
 
+from ...quant import QuantTensor
 from .common import Array, Saved, place
 
 
 def linear_forward(
     x: Array,
-    w: Array,
+    w: Array | QuantTensor,
     b: Array | None = None,
     residual: Array | None = None,
     *,
     out: Array | None = None,
 ) -> tuple[Array, Saved]:
     """y = x wᵀ + b + residual. x (..., I), w (O, I), b (O,), residual and y (..., O)."""
+    if isinstance(w, QuantTensor):
+        w = w.dequantize()  # (O, I)
     y = x @ w.T  # (..., O)
     if b is not None:
         y = y + b
@@ -33,14 +38,18 @@ def linear_forward(
 
 
 def linear_backward(
-    dy: Array, saved: Saved, dw: Array, db: Array | None = None, *, out: Array | None = None
+    dy: Array, saved: Saved, dw: Array | None, db: Array | None = None, *, out: Array | None = None
 ) -> Array:
-    """dx = dy w; dw += dyᵀ x; db += Σ dy. dy (..., O), dw (O, I), db (O,), dx (..., I)."""
+    """dx = dy w; dw += dyᵀ x; db += Σ dy. dy (..., O), dw (O, I), db (O,), dx (..., I).
+
+    dw is None where w is frozen.
+    """
     x, w = saved
     dy_rows = dy.reshape(-1, w.shape[0])  # (N, O)
     x_rows = x.reshape(-1, w.shape[1])  # (N, I)
     if db is not None:
         db += dy_rows.sum(axis=0)  # (O,)
-    dw += dy_rows.T @ x_rows  # (O, I)
+    if dw is not None:
+        dw += dy_rows.T @ x_rows  # (O, I)
     dx = dy @ w  # (..., I)
     return place(dx, out)

@@ -1,0 +1,80 @@
+// Activations for products with quantised weights, rounded to words of 16 bits:
+//
+//     x[i] ≈ scale · q[i]      |q| <= kMost, one scale a group of 256
+//
+// so that Σ w q over a group, where w is a weight's whole number of at most 2^12, stays below 2^31
+// in every lane: 256 / kLanes products come together in one. That is 4 to 8 bits more than the
+// weights need, and costs nothing where memory sets the pace.
+#pragma once
+
+#include "integers.h"
+#include "math.h"
+
+namespace tenarai {
+namespace TENARAI_ISA {
+
+constexpr i64 kGroup = 256;         // activations that share a scale
+constexpr i64 kSums = kGroup / 16;  // sums of 16 in a group, for formats with minima
+constexpr int32_t kMost = 2048 * kLanes - 1;
+static_assert(kLanes <= 16, "words have 16 bits");
+
+// M rows of I activations, group by group: what one group of weights meets lies together.
+struct Activations {
+  i64 M, groups;
+  int16_t* q;    // (groups, M, 256), zeros past I
+  float* scale;  // (groups, M)
+  float* sums;   // (groups, M, 16): scale · Σ q over 16
+
+  static i64 groups_of(i64 I) { return (I + kGroup - 1) / kGroup; }
+  static size_t bytes(i64 M, i64 I) {
+    return static_cast<size_t>(groups_of(I) * M) * (kGroup * 2 + (kSums + 1) * 4) + 64;
+  }
+  Activations(void* memory, i64 rows, i64 I) : M(rows), groups(groups_of(I)) {
+    q = static_cast<int16_t*>(memory);
+    sums = reinterpret_cast<float*>(q + groups * M * kGroup);
+    scale = sums + groups * M * kSums;
+  }
+};
+
+// A group of n activations. The largest is found as an integer, so that a NaN is larger than all
+// and makes the scale, and every sum with it, NaN.
+static inline void round_group(int16_t* q, float* scale, float* sums, const float* x, i64 n) {
+  vi most = {};
+  for (i64 i = 0; i < n; i += kLanes) {
+    const vi v = bits(n - i < kLanes ? load_n(x + i, n - i) : load(x + i)) & 0x7fffffff;
+    most = v > most ? v : most;
+  }
+  int32_t lane[kLanes], largest = 0;
+  std::memcpy(lane, &most, sizeof lane);
+  for (int i = 0; i < kLanes; ++i) largest = lane[i] > largest ? lane[i] : largest;
+  float max;
+  std::memcpy(&max, &largest, 4);
+  *scale = max / static_cast<float>(kMost);
+  const float inverse = max > 1e-30f ? static_cast<float>(kMost) / max : 0.0f;
+
+  typedef int16_t vnarrow __attribute__((vector_size(kVectorBytes / 2)));
+  const float round = 12582912.0f;  // 1.5 · 2^23: adding it leaves the integer in the low bits
+  for (i64 i = 0; i < kGroup; i += kLanes) {
+    const vf v = n - i >= kLanes ? load(x + i) : n > i ? load_n(x + i, n - i) : vf{};
+    const vnarrow words = __builtin_convertvector(bits(v * inverse + round) - 0x4b400000, vnarrow);
+    std::memcpy(q + i, &words, sizeof words);
+  }
+  for (i64 j = 0; j < kSums; ++j) {
+    int32_t sum = 0;
+    for (i64 i = 0; i < 16; ++i) sum += q[16 * j + i];
+    sums[j] = *scale * static_cast<float>(sum);
+  }
+}
+
+// Every `parts`th group of x (M, I), from the `part`th on.
+static inline void round_activations(const Activations& to, const float* x, i64 I) {
+  for (i64 g = 0; g < to.groups; ++g)
+    for (i64 m = 0; m < to.M; ++m) {
+      const i64 at = g * to.M + m, i = g * kGroup;
+      round_group(to.q + at * kGroup, to.scale + at, to.sums + at * kSums, x + m * I + i,
+                  I - i < kGroup ? I - i : kGroup);
+    }
+}
+
+}  // namespace TENARAI_ISA
+}  // namespace tenarai

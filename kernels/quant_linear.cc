@@ -1,0 +1,86 @@
+// Linear layers with quantised weights: y = x wᵀ + b + residual, w (O, I) in blocks as a GGUF file
+// holds them, at any address.
+//
+// Rounded: x as whole numbers (quant_activations.h), products in integers. Exact: w in float32, a
+// piece at a time (quant_rows.h). Both read a weight once for few rows of x.
+#include "ops.h"
+#include "parts.h"
+#include "quant_dot.h"
+#include "quant_rows.h"
+
+namespace tenarai {
+namespace TENARAI_ISA {
+namespace {
+
+// M rows, kMostRows at a time. Each thread rounds x for itself: that is less than a barrier.
+void forward_rounded(Pool& pool, const Forward& forward, const float* x, const uint8_t* w,
+                     const Reader& reader, i64 M, i64 I, i64 O, i64 row_bytes) {
+  parallel(pool, [&](int thread) {
+    const Range range = split(O, pool.threads(), thread, kLanes);
+    if (range.begin == range.end) return;
+    void* memory = pool.scratch(thread, Activations::bytes(at_most(M, kMostRows), I));
+    for (i64 m0 = 0; m0 < M; m0 += kMostRows)
+      with_rows(at_most(M - m0, kMostRows), [&](auto count) {
+        constexpr int kM = decltype(count)::value;
+        const Activations activations(memory, kM, I);
+        round_activations(activations, x + m0 * I, I);
+        dot_rows<kM>(forward, range, m0, [&](vf* sums, i64 o) {
+          dot_row_any<kM>(sums, w + o * row_bytes, I, activations, reader);
+        });
+      });
+  });
+}
+
+void forward_exact(Pool& pool, const Forward& forward, const float* x, const PieceRows& rows, i64 M,
+                   i64 I, i64 O) {
+  if (M > kMostRows) return multiply(pool, Along<Same>{x, I}, Expanded{rows}, forward, M, O, I);
+  parallel(pool, [&](int thread) {
+    const Range range = split(O, pool.threads(), thread, kLanes);
+    with_rows(M, [&](auto count) {
+      constexpr int kM = decltype(count)::value;
+      dot_rows<kM>(forward, range, 0,
+                   [&](vf* sums, i64 o) { dot_float_row<kM>(sums, rows, o, x, I); });
+    });
+  });
+}
+
+// dx = or += dy w over some of the rows of w.
+struct Gather {
+  float* c;
+  i64 stride;
+  bool add;
+
+  vf start(i64 i, i64 j, i64 n) const { return add ? load_upto(c + i * stride + j, n) : vf{}; }
+  vf finish(vf sum, i64, i64, i64) const { return sum; }
+};
+
+}  // namespace
+
+void quant_linear_forward(Pool& pool, float* y, const float* x, const uint8_t* w,
+                          QuantFormat format, const float* b, const float* residual, i64 M, i64 I,
+                          i64 O, i64 row_bytes, bool rounded) {
+  if (M == 0 || O == 0) return;
+  const Forward forward{y, O, b, residual};
+  const auto integers = [&](auto sample) {
+    forward_rounded(pool, forward, x, w, reader_of<decltype(sample)>(), M, I, O, row_bytes);
+  };
+  if (rounded && with_block(format, integers)) return;
+  forward_exact(pool, forward, x, PieceRows{expander(format), w, row_bytes}, M, I, O);
+}
+
+void quant_linear_backward(Pool& pool, float* dx, float* expanded, const float* dy,
+                           const uint8_t* w, QuantFormat format, i64 M, i64 I, i64 O,
+                           i64 row_bytes) {
+  const PieceRows rows{expander(format), w, row_bytes};
+  for (i64 o = 0; o < O; o += kExpandedRows) {
+    const i64 n = at_most(kExpandedRows, O - o);
+    for_parts(pool, n, I, 1, [&](int, i64 begin, i64 end) {
+      for (i64 r = begin; r < end; ++r) rows.expand(expanded + r * I, o + r, 0, I);
+    });
+    multiply(pool, Along<Same>{dy + o, O}, Across<Same>{expanded, I}, Gather{dx, I, o > 0}, M, I,
+             n);
+  }
+}
+
+}  // namespace TENARAI_ISA
+}  // namespace tenarai

@@ -1,0 +1,190 @@
+"""Products with quantised weights: every format, few rows and many, on every instruction set."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from tenarai.ops.fast import Fast, available_isas
+from tenarai.quant import FORMATS, QuantTensor
+
+gguf = pytest.importorskip("gguf")
+
+# Where float16 numbers stand in a block; all other bytes may be anything.
+HALVES = {
+    "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "Q2_K": (80, 82),
+    "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+}  # fmt: skip
+BLOCKS = sorted(HALVES)
+FLOATS = ["F32", "F16", "BF16"]
+ROWS = (1, 2, 3, 4, 7, 8, 9, 33)
+WIDTHS = {32: (32, 96, 256, 576), 256: (256, 768), 1: (5, 64, 259)}
+
+fast = cache(Fast)
+
+
+def weight(name: str, O: int, I: int, seed: int = 0) -> tuple[QuantTensor, np.ndarray]:
+    """Random blocks at an odd address, and what gguf says they mean, in float64."""
+    format = FORMATS[name]
+    rng = np.random.default_rng(seed)
+    if name in FLOATS:
+        w = rng.standard_normal((O, I)).astype(np.float32)
+        data = {
+            "F32": lambda: w.view(np.uint8),
+            "F16": lambda: w.astype(np.float16).view(np.uint8),
+            "BF16": lambda: np.ascontiguousarray(w.view(np.uint8).reshape(O, I, 4)[..., 2:]),
+        }[name]().reshape(O, -1)
+    else:
+        blocks = rng.integers(0, 256, (O, I // format.block, format.bytes), np.uint8)
+        for at in HALVES[name]:
+            scales = rng.uniform(-0.1, 0.1, blocks.shape[:2]).astype(np.float16)
+            blocks[..., at : at + 2] = scales[..., None].view(np.uint8)
+        data = blocks.reshape(O, -1)
+    room = np.empty(data.size + 1, np.uint8)
+    at_odd = room[1:].reshape(data.shape)
+    at_odd[...] = data
+    kind = gguf.GGMLQuantizationType[name]
+    values = gguf.quants.dequantize(data, kind).astype(np.float64)
+    return QuantTensor(format, (O, I), at_odd), values.reshape(O, I)
+
+
+def inputs(M: int, I: int, O: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x with outliers, a bias, a residual."""
+    rng = np.random.default_rng(M)
+    x = rng.standard_normal((M, I)).astype(np.float32)
+    x[rng.random((M, I)) < 0.01] *= 50
+    b = rng.standard_normal(O).astype(np.float32)
+    return x, b, rng.standard_normal((M, O)).astype(np.float32)
+
+
+def float_bound(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """What float32 sums may be off: a few last places of the sum of magnitudes."""
+    return 2e-6 * (np.abs(x) @ np.abs(w).T) + 1e-6
+
+
+def rounding_bound(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """What activations rounded to 8 bits a block of 32 may change, at worst: half a step each."""
+    I = x.shape[1]
+    step = np.empty(x.shape)
+    for i in range(0, I, 32):
+        step[:, i : i + 32] = np.abs(x[:, i : i + 32]).max(axis=1, keepdims=True) / 127
+    return step / 2 @ np.abs(w).T
+
+
+def cases(names):
+    return [
+        pytest.param(isa, name, id=f"{isa}-{name}") for isa in available_isas() for name in names
+    ]
+
+
+@pytest.mark.parametrize("isa, name", cases(BLOCKS + FLOATS))
+@pytest.mark.parametrize("activations", ["int8", "float32"])
+def test_forward_is_the_product_with_the_expanded_weight(isa, name, activations):
+    ops = fast(2, isa, None, activations)
+    for I in WIDTHS[FORMATS[name].block]:
+        for O in (1, 37):
+            q, w = weight(name, O, I)
+            for M in ROWS:
+                x, b, residual = inputs(M, I, O)
+                expected = x.astype(np.float64) @ w.T + b + residual
+                y, _ = ops.linear_forward(x, q, b, residual)
+                bound = float_bound(x, w)
+                if activations == "int8" and name in BLOCKS:
+                    bound += rounding_bound(x, w)
+                assert (np.abs(y - expected) <= bound).all(), (I, O, M)
+
+
+@pytest.mark.parametrize("isa, name", cases(BLOCKS))
+def test_few_rows_are_rounded_finer_than_bytes(isa, name):
+    """Up to eight rows keep 13 bits a group of 256: within a sixteenth of what 8 bits would do."""
+    ops = fast(1, isa)
+    I = 768
+    q, w = weight(name, 37, I)
+    x, _, _ = inputs(8, I, 37)
+    step = np.repeat(np.abs(x.reshape(8, -1, 256)).max(axis=2) / 8191, 256, axis=1)
+    y, _ = ops.linear_forward(x, q)
+    bound = float_bound(x, w) + step / 2 @ np.abs(w).T
+    assert (np.abs(y - x.astype(np.float64) @ w.T) <= bound).all()
+
+
+@pytest.mark.parametrize("isa, name", cases(["Q4_K", "Q6_K", "Q4_1"]))
+@pytest.mark.parametrize("activations", ["int8", "float32"])
+def test_rows_have_the_same_bits_alone_in_company_and_on_any_threads(isa, name, activations):
+    q, _ = weight(name, 70, 768)
+    x, _, _ = inputs(8, 768, 70)
+    together, _ = fast(2, isa, None, activations).linear_forward(x, q)
+    for ops in (fast(1, isa, None, activations), fast(3, isa, None, activations)):
+        np.testing.assert_array_equal(ops.linear_forward(x, q)[0], together)
+        for m in range(8):
+            alone, _ = ops.linear_forward(x[m : m + 1], q)
+            np.testing.assert_array_equal(alone[0], together[m])
+
+
+@pytest.mark.parametrize("isa, name", cases(["Q4_K", "Q8_0", "F16"]))
+def test_backward_is_the_product_with_the_expanded_weight(isa, name):
+    ops = fast(2, isa)
+    q, w = weight(name, 700, 256)
+    x, _, _ = inputs(9, 256, 700)
+    dy = inputs(9, 700, 1)[0]
+    _, saved = ops.linear_forward(x, q)
+    db = np.ones(700, np.float32)
+    dx = ops.linear_backward(dy, saved, None, db)
+    assert (np.abs(dx - dy.astype(np.float64) @ w) <= float_bound(dy, w.T)).all()
+    np.testing.assert_allclose(db, 1 + dy.astype(np.float64).sum(axis=0), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="Q4_K|Q8_0|F16"):
+        ops.linear_backward(dy, saved, np.zeros((700, 256), np.float32))
+
+
+@pytest.mark.parametrize("isa", available_isas())
+def test_gelu_linear_takes_a_quantised_weight(isa):
+    ops = fast(1, isa, None, "float32")
+    q, w = weight("Q5_1", 20, 64)
+    x, b, residual = inputs(3, 64, 20)
+    dy = inputs(3, 20, 1)[0]
+    wide = w.astype(np.float32)
+    y, saved = ops.gelu_linear_forward(x, q, b, residual)
+    expected, expected_saved = ops.gelu_linear_forward(x, wide, b, residual)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+    dx = ops.gelu_linear_backward(dy, saved, None)
+    dw = np.zeros_like(wide)
+    expected = ops.gelu_linear_backward(dy, expected_saved, dw)
+    np.testing.assert_allclose(dx, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("M", [1, 4, 33])
+def test_what_is_not_a_number_is_not_hidden(bad, M):
+    q, _ = weight("Q4_K", 17, 512)
+    x, _, _ = inputs(M, 512, 17)
+    x[M // 2, 300] = bad
+    y, _ = fast(2).linear_forward(x, q)
+    assert not np.isfinite(y[M // 2]).any()
+    assert np.isfinite(np.delete(y, M // 2, axis=0)).all()
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q4_1"])
+def test_zeros_and_tiny_activations(name):
+    q, w = weight(name, 17, 512)
+    for x in (np.zeros((2, 512), np.float32), np.full((2, 512), 1e-40, np.float32)):
+        y, _ = fast(2).linear_forward(x, q)
+        np.testing.assert_allclose(y, 0, atol=1e-30)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    q, _ = weight("Q4_K", 4, 256)
+    machine = fast(1).machine
+    y, x = np.zeros((2, 4), np.float32), np.zeros((2, 256), np.float32)
+    call = lambda y, x, data, number: machine.quant_linear_forward(  # noqa: E731
+        y, x, data, number, None, None, "int8"
+    )
+    call(y, x, q.data, 12)
+    for args in [
+        (y, x, q.data, 14),  # another format's number
+        (y, x, q.data, 99),
+        (y, x, q.data[:3], 12),
+        (y, x[:, :255].copy(), q.data, 12),
+        (y, x[:1], q.data, 12),
+    ]:
+        with pytest.raises(ValueError):
+            call(*args)
