@@ -73,6 +73,16 @@ TENARAI_INLINE vi add_products(vi sum, vs a, vs b) {
 #endif
 }
 
+// sum + a · b where lane i of the sum gets products 2i and 2i + 1.
+TENARAI_INLINE vi add_pairs(vi sum, vs a, vs b) {
+#if defined(__SSE2__)
+  return add_products(sum, a, b);
+#else
+  const vi p = (vi)a, q = (vi)b;
+  return sum + (p << 16 >> 16) * (q << 16 >> 16) + (p >> 16) * (q >> 16);
+#endif
+}
+
 TENARAI_INLINE vf to_floats(vi v) { return __builtin_convertvector(v, vf); }
 
 }  // namespace TENARAI_ISA

@@ -2,9 +2,9 @@
 //
 //     x[i] ≈ scale · q[i]      |q| <= kMost, one scale a group of 256
 //
-// so that Σ w q over a group, where w is a weight's whole number of at most 2^12, stays below 2^31
-// in every lane: 256 / kLanes products come together in one. That is 4 to 8 bits more than the
-// weights need, and costs nothing where memory sets the pace.
+// so that Σ w q, where w is a weight's whole number of at most 2^12, stays below 2^31 in every
+// lane. Of few rows 256 / kLanes products come together in one, of many all 256 (quant_gemm.h).
+// That is 4 to 8 bits more than bytes would keep, and costs nothing where memory sets the pace.
 #pragma once
 
 #include "integers.h"
@@ -13,9 +13,9 @@
 namespace tenarai {
 namespace TENARAI_ISA {
 
-constexpr i64 kGroup = 256;         // activations that share a scale
-constexpr i64 kSums = kGroup / 16;  // sums of 16 in a group, for formats with minima
-constexpr int32_t kMost = 2048 * kLanes - 1;
+constexpr i64 kGroup = 256;                   // activations that share a scale
+constexpr i64 kSums = kGroup / 16;            // sums of 16 in a group, for formats with minima
+constexpr int32_t kMost = 2048 * kLanes - 1;  // of few rows
 static_assert(kLanes <= 16, "words have 16 bits");
 
 // M rows of I activations, group by group: what one group of weights meets lies together.
@@ -23,7 +23,7 @@ struct Activations {
   i64 M, groups;
   int16_t* q;    // (groups, M, 256), zeros past I
   float* scale;  // (groups, M)
-  float* sums;   // (groups, M, 16): scale · Σ q over 16
+  float* sums;   // (groups, M, 16): scale · Σ q over 256 / terms, terms of them
 
   static i64 groups_of(i64 I) { return (I + kGroup - 1) / kGroup; }
   static size_t bytes(i64 M, i64 I) {
@@ -38,7 +38,8 @@ struct Activations {
 
 // A group of n activations. The largest is found as an integer, so that a NaN is larger than all
 // and makes the scale, and every sum with it, NaN.
-static inline void round_group(int16_t* q, float* scale, float* sums, const float* x, i64 n) {
+static inline void round_group(int16_t* q, float* scale, float* sums, const float* x, i64 n,
+                               int32_t limit, i64 terms) {
   vi most = {};
   for (i64 i = 0; i < n; i += kLanes) {
     const vi v = bits(n - i < kLanes ? load_n(x + i, n - i) : load(x + i)) & 0x7fffffff;
@@ -49,8 +50,8 @@ static inline void round_group(int16_t* q, float* scale, float* sums, const floa
   for (int i = 0; i < kLanes; ++i) largest = lane[i] > largest ? lane[i] : largest;
   float max;
   std::memcpy(&max, &largest, 4);
-  *scale = max / static_cast<float>(kMost);
-  const float inverse = max > 1e-30f ? static_cast<float>(kMost) / max : 0.0f;
+  *scale = max / static_cast<float>(limit);
+  const float inverse = max > 1e-30f ? static_cast<float>(limit) / max : 0.0f;
 
   typedef int16_t vnarrow __attribute__((vector_size(kVectorBytes / 2)));
   const float round = 12582912.0f;  // 1.5 · 2^23: adding it leaves the integer in the low bits
@@ -59,20 +60,22 @@ static inline void round_group(int16_t* q, float* scale, float* sums, const floa
     const vnarrow words = __builtin_convertvector(bits(v * inverse + round) - 0x4b400000, vnarrow);
     std::memcpy(q + i, &words, sizeof words);
   }
-  for (i64 j = 0; j < kSums; ++j) {
+  const i64 length = kGroup / terms;
+  for (i64 j = 0; j < terms; ++j) {
     int32_t sum = 0;
-    for (i64 i = 0; i < 16; ++i) sum += q[16 * j + i];
+    for (i64 i = 0; i < length; ++i) sum += q[length * j + i];
     sums[j] = *scale * static_cast<float>(sum);
   }
 }
 
-// Every `parts`th group of x (M, I), from the `part`th on.
-static inline void round_activations(const Activations& to, const float* x, i64 I) {
-  for (i64 g = 0; g < to.groups; ++g)
-    for (i64 m = 0; m < to.M; ++m) {
+// Rows [begin, end) of x (M, I), rounded to at most `limit`, with `terms` sums a group (8 or 16).
+static inline void round_activations(const Activations& to, const float* x, i64 I, i64 begin,
+                                     i64 end, int32_t limit = kMost, i64 terms = kSums) {
+  for (i64 m = begin; m < end; ++m)
+    for (i64 g = 0; g < to.groups; ++g) {
       const i64 at = g * to.M + m, i = g * kGroup;
       round_group(to.q + at * kGroup, to.scale + at, to.sums + at * kSums, x + m * I + i,
-                  I - i < kGroup ? I - i : kGroup);
+                  I - i < kGroup ? I - i : kGroup, limit, terms);
     }
 }
 

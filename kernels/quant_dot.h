@@ -124,6 +124,8 @@ struct Reader {
   void (*dot)(vf* sum, const uint8_t* row, i64 I, const Activations&);  // one row of activations
   i64 group_bytes, block_bytes;
   bool plain, min;
+  i64 min_terms;      // minima that differ in a group: 8 or 16
+  int32_t most_word;  // the largest word there can be
 };
 template <class Block>
 static void unpack_group(const uint8_t* data, Group* g) {
@@ -132,8 +134,14 @@ static void unpack_group(const uint8_t* data, Group* g) {
 template <class Block>
 static Reader reader_of() {
   using G = GroupOf<Block>;
-  return {&unpack_group<Block>, &dot_row<Block>, G::bytes,
-          sizeof(Block),        G::plain,        G::Shape::has_min};
+  return {&unpack_group<Block>,
+          &dot_row<Block>,
+          G::bytes,
+          sizeof(Block),
+          G::plain,
+          G::Shape::has_min,
+          G::Shape::group == 16 ? 16 : 8,
+          most_word<Block>()};
 }
 
 // sums[m], whose lanes add up to x[m] · w.

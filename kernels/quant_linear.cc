@@ -5,7 +5,7 @@
 // piece at a time (quant_rows.h). Both read a weight once for few rows of x.
 #include "ops.h"
 #include "parts.h"
-#include "quant_dot.h"
+#include "quant_gemm.h"
 #include "quant_rows.h"
 
 namespace tenarai {
@@ -23,12 +23,46 @@ void forward_rounded(Pool& pool, const Forward& forward, const float* x, const u
       with_rows(at_most(M - m0, kMostRows), [&](auto count) {
         constexpr int kM = decltype(count)::value;
         const Activations activations(memory, kM, I);
-        round_activations(activations, x + m0 * I, I);
+        round_activations(activations, x + m0 * I, I, 0, kM);
         dot_rows<kM>(forward, range, m0, [&](vf* sums, i64 o) {
           dot_row_any<kM>(sums, w + o * row_bytes, I, activations, reader);
         });
       });
   });
+}
+
+// Where integers beat floats: x86 multiplies and adds pairs of words in one instruction.
+#if defined(__SSE2__)
+constexpr bool kIntegersPay = true;
+#else
+constexpr bool kIntegersPay = false;
+#endif
+
+// Many rows, at most kRowsRounded of them rounded at a time, for all threads.
+constexpr i64 kRowsRounded = 1024;
+void forward_many(Pool& pool, const Forward& forward, const float* x, const PanelSource& w, i64 M) {
+  const size_t shared = Activations::bytes(at_most(M, kRowsRounded), w.I) + 64;
+  char* first = static_cast<char*>(pool.scratch(0, shared / 64 * 64 + sizeof(Panel)));
+  const int32_t limit = limit_of(w.reader.most_word, w.reader.plain ? kBlock : kSuperBlock);
+  for (i64 m0 = 0; m0 < M; m0 += kRowsRounded) {
+    const i64 rows = at_most(kRowsRounded, M - m0);
+    const Activations activations(first, rows, w.I);
+    parallel(pool, [&](int thread) {
+      const Range range = split(rows, pool.threads(), thread);
+      round_activations(activations, x + m0 * w.I, w.I, range.begin, range.end, limit,
+                        w.reader.min_terms);
+    });
+    const i64 stride = forward.stride;
+    const Forward part{forward.c + m0 * stride, stride, forward.bias,
+                       forward.residual ? forward.residual + m0 * stride : nullptr};
+    const Grid grid = choose_grid(rows, w.O, pool.threads());
+    parallel(pool, [&](int thread) {
+      void* panel = thread == 0 ? first + shared / 64 * 64 : pool.scratch(thread, sizeof(Panel));
+      QuantProduct{part, w, activations}.rectangle(
+          split(rows, grid.rows, thread / grid.columns, kRows),
+          split(w.O, grid.columns, thread % grid.columns, kCols), static_cast<Panel*>(panel));
+    });
+  }
 }
 
 void forward_exact(Pool& pool, const Forward& forward, const float* x, const PieceRows& rows, i64 M,
@@ -62,9 +96,13 @@ void quant_linear_forward(Pool& pool, float* y, const float* x, const uint8_t* w
   if (M == 0 || O == 0) return;
   const Forward forward{y, O, b, residual};
   const auto integers = [&](auto sample) {
-    forward_rounded(pool, forward, x, w, reader_of<decltype(sample)>(), M, I, O, row_bytes);
+    const Reader reader = reader_of<decltype(sample)>();
+    if (M <= kMostRows)
+      forward_rounded(pool, forward, x, w, reader, M, I, O, row_bytes);
+    else
+      forward_many(pool, forward, x, PanelSource{reader, w, O, I, row_bytes}, M);
   };
-  if (rounded && with_block(format, integers)) return;
+  if (rounded && (M <= kMostRows || kIntegersPay) && with_block(format, integers)) return;
   forward_exact(pool, forward, x, PieceRows{expander(format), w, row_bytes}, M, I, O);
 }
 

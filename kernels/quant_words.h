@@ -291,6 +291,35 @@ TENARAI_INLINE void halves_to_floats(const uint16_t* h, float* to) {
 // --- a group of any format ---
 
 template <class Block>
+constexpr int32_t most_word() {
+  return 128;  // bytes
+}
+template <>
+constexpr int32_t most_word<Q2_K>() {
+  return 3 * 15;
+}
+template <>
+constexpr int32_t most_word<Q4_K>() {
+  return 15 * 63;
+}
+template <>
+constexpr int32_t most_word<Q5_K>() {
+  return 31 * 63;
+}
+template <>
+constexpr int32_t most_word<Q6_K>() {
+  return 32 * 128;
+}
+template <>
+constexpr int32_t most_word<Q3_K>() {
+  return 4 * 32;
+}
+template <>
+constexpr int32_t most_word<IQ4_XS>() {
+  return 127 * 32;
+}
+
+template <class Block>
 struct GroupOf {
   using Shape = ShapeOf<Block>;
   static constexpr bool plain = Shape::weights == kBlock;
