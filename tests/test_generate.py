@@ -1,54 +1,15 @@
-"""From logits to text: the sampler's distribution, the seeds, the sliding context."""
+"""Text from a model: the seeds, the sliding context, where it ends. The sampler: test_samplers."""
 
 import numpy as np
 import pytest
 
 from tenarai.errors import TenaraiError
 from tenarai.infer.generate import generate_ids, generate_text
-from tenarai.infer.sampler import Sampling, probabilities, sample
+from tenarai.infer.sampler import Sampling
 from tenarai.models.gpt2 import GPT2, GPT2Config
 from tenarai.models.table import Weights
 from tenarai.ops import reference
 from tenarai.tokenizers import ByteTokenizer
-
-LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3]))
-
-
-def test_temperature():
-    assert probabilities(LOGITS, Sampling()) == pytest.approx([0.1, 0.4, 0.2, 0.3])
-    squared = np.array([0.01, 0.16, 0.04, 0.09]) / 0.3  # p^(1/T) at T = 1/2
-    assert probabilities(LOGITS, Sampling(0.5)) == pytest.approx(squared)
-    assert probabilities(LOGITS, Sampling(0)).tolist() == [0, 1, 0, 0]
-    assert probabilities(LOGITS + 1e6, Sampling(1e-3)) == pytest.approx([0, 1, 0, 0])
-
-
-def test_top_k_and_top_p():
-    assert probabilities(LOGITS, Sampling(top_k=2)) == pytest.approx([0, 4 / 7, 0, 3 / 7])
-    assert probabilities(LOGITS, Sampling(top_k=99)) == pytest.approx([0.1, 0.4, 0.2, 0.3])
-    assert probabilities(LOGITS, Sampling(top_p=0.5)) == pytest.approx([0, 4 / 7, 0, 3 / 7])
-    assert probabilities(LOGITS, Sampling(top_p=0.35)) == pytest.approx([0, 1, 0, 0])
-    both = probabilities(LOGITS, Sampling(top_k=3, top_p=0.75))  # of 0.9: the first two reach it
-    assert both == pytest.approx([0, 4 / 7, 0, 3 / 7])
-    ties = probabilities(np.zeros(4), Sampling(top_k=2))
-    assert ties == pytest.approx([0.5, 0.5, 0, 0])
-
-
-def test_draws_follow_the_distribution(rng):
-    draws = [sample(LOGITS, Sampling(top_k=3), rng) for _ in range(5000)]
-    shares = np.bincount(draws, minlength=4) / 5000
-    expected = np.array([0, 4, 2, 3]) / 9
-    # Standard deviation of a share: below 0.0071; five of them.
-    assert np.abs(shares - expected).max() < 0.036
-    assert shares[0] == 0
-
-
-@pytest.mark.parametrize(
-    "settings", [{"temperature": -1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0},
-                 {"top_p": 1.1}]
-)  # fmt: skip
-def test_impossible_settings(settings):
-    with pytest.raises(TenaraiError, match=next(iter(settings))):
-        Sampling(**settings)
 
 
 @pytest.fixture(scope="module")

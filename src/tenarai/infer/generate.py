@@ -9,7 +9,7 @@ import numpy as np
 
 from tenarai.errors import TenaraiError
 from tenarai.infer.kv_cache import KVCache
-from tenarai.infer.sampler import Sampling, sample
+from tenarai.infer.sampler import Sampler, Sampling
 from tenarai.tokenizers import Tokenizer
 
 
@@ -30,18 +30,19 @@ def generate_ids(
     cache cannot be moved. The same seed gives the same tokens. Raises TenaraiError for an empty
     prompt or an id outside the vocabulary.
     """
-    sampling = sampling or Sampling()
     config = model.config
     ids = _checked(prompt, config.vocab_size)
-    random = np.random.Generator(np.random.Philox(key=seed))
+    sampler = Sampler(sampling, seed=seed)
+    sampler.begin(ids)
     cache, fresh = _cache(config), ids[-config.context :]
     for _ in range(max_tokens):
         if cache.length + len(fresh) > config.context:
             cache, fresh = _cache(config), ids[-max(1, config.context // 2) :]
         logits = model.decode(ops, params, np.asarray([fresh], np.int32), cache)  # (1, V)
-        token = sample(logits[0], sampling, random)
+        token = sampler.sample(logits[0])
         if token == stop:
             return
+        sampler.accept(token)
         yield token
         ids.append(token)
         fresh = [token]

@@ -1,0 +1,1 @@
+"""The links of the chain from logits to a token, each a pure function on candidates."""
