@@ -168,7 +168,7 @@ def gpt2_folder(gpt2_parts, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def gpt2_bin(gpt2_parts, tmp_path_factory):
-    from tenarai.tokenizers.bpe import bytes_of
+    from tenarai.tokenizers.byte_letters import bytes_of
 
     pieces = [bytes_of(token) for token in gpt2_parts[0]]
     path = tmp_path_factory.mktemp("llmc") / "gpt2_tokenizer.bin"

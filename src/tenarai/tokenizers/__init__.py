@@ -8,6 +8,7 @@ for i in ids: print(stream.push(i), end="")   # stream = tokenizer.stream()
 from .base import StreamDecoder, Tokenizer, TokenizerError
 from .bpe import HFTokenizer, byte_level_bpe, train_bpe
 from .files import find, from_document, load
+from .gguf import from_gguf
 from .simple import ByteTokenizer, CharTokenizer, IdTokenizer
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "byte_level_bpe",
     "find",
     "from_document",
+    "from_gguf",
     "load",
     "train_bpe",
 ]

@@ -6,8 +6,9 @@ import codecs
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,19 +28,26 @@ class Tokenizer(ABC):
     """Text to token ids and back.
 
     name: what kind it is, for people. vocab_size: ids are 0 ≤ id < vocab_size.
-    eot: the id that ends a text (`<|endoftext|>` and its kin), or None.
+    eot: the id that ends a text (`<|endoftext|>` and its kin), or None; `eos` is the same.
+    bos: the id that begins a text, or None; add_bos: whether the model wants it there.
+    special: the control tokens by name, which only `encode(..., parse_special=True)` finds.
+    end_tokens: every id that ends a text or a speaker's turn: where generation stops.
     """
 
     name: str
     vocab_size: int
     eot: int | None = None
+    bos: int | None = None
+    add_bos: bool = False
+    special: Mapping[str, int] = MappingProxyType({})
     _pieces: Sequence[bytes | None] = ()  # the bytes of each token, for kinds that have them
 
     @abstractmethod
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, parse_special: bool = False) -> list[int]:
         """Ids of `text`, none added; the names of special tokens are ordinary text.
 
-        Raises TokenizerError where a character has no id, or is half of a surrogate pair.
+        With `parse_special` they become those tokens: for chat templates, not for what users
+        write. Raises TokenizerError where a character has no id, or is half of a surrogate pair.
         """
 
     @abstractmethod
@@ -47,8 +55,25 @@ class Tokenizer(ABC):
         """The text of `ids`. Bytes that are no UTF-8 and unknown ids become U+FFFD."""
 
     @abstractmethod
-    def stream(self) -> StreamDecoder:
-        """A decoder that is given one id at a time; it never gives half a character."""
+    def stream(self, start: bool = False) -> StreamDecoder:
+        """A decoder that is given one id at a time; it never gives half a character.
+
+        It goes on after some text; with `start` it begins one, and gives what `decode` gives:
+        Llama's kind puts a space before every text, which is dropped there and only there.
+        """
+
+    @property
+    def eos(self) -> int | None:
+        return self.eot
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        return frozenset() if self.eot is None else frozenset([self.eot])
+
+    def with_bos(self, ids: Sequence[int]) -> list[int]:
+        """`ids` as the model wants a text to begin: after `bos` where it asks for that."""
+        begun = not self.add_bos or self.bos is None or list(ids[:1]) == [self.bos]
+        return list(ids) if begun else [self.bos, *ids]  # type: ignore[list-item]
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
@@ -112,18 +137,28 @@ class StreamDecoder(ABC):
 class ByteStream(StreamDecoder):
     """Joins the bytes of tokens and gives characters as they become whole.
 
-    `pieces[id]` are the bytes of a token; other ids become U+FFFD.
+    `pieces[id]` are the bytes of a token; other ids become U+FFFD. With `drop_space` each text
+    loses a space that it begins with.
     """
 
-    def __init__(self, pieces: Sequence[bytes | None]):
+    def __init__(self, pieces: Sequence[bytes | None], drop_space: bool = False):
         self._pieces = pieces
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._drop_space = self._at_start = drop_space
 
     def push(self, token: int) -> str:
-        return self._decoder.decode(piece_of(self._pieces, token))
+        return self._given(self._decoder.decode(piece_of(self._pieces, token)))
 
     def flush(self) -> str:
-        return self._decoder.decode(b"", final=True)
+        text = self._given(self._decoder.decode(b"", final=True))
+        self._at_start = self._drop_space
+        return text
+
+    def _given(self, text: str) -> str:
+        if self._at_start and text:
+            self._at_start = False
+            return text.removeprefix(" ")
+        return text
 
 
 REPLACEMENT = "\ufffd".encode()

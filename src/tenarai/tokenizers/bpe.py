@@ -9,15 +9,27 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from .base import CHUNK, ByteStream, StreamDecoder, Tokenizer, TokenizerError, piece_of, utf8
+from .base import (
+    CHUNK,
+    REPLACEMENT,
+    ByteStream,
+    StreamDecoder,
+    Tokenizer,
+    TokenizerError,
+    piece_of,
+    utf8,
+)
+from .byte_letters import byte_letters, bytes_of
+from .pieces import LazyPieces
 from .untrusted import MAX_ID, check_document, check_merges, check_vocabulary
+from .vocabulary import BYTE_NAME, END_NAMES, SPACE
 
 EOT = "<|endoftext|>"
 EOT_NAMES = (EOT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
@@ -39,7 +51,7 @@ class HFTokenizer(Tokenizer):
         check_document(document)
         if document["model"].get("dropout"):
             document["model"] = {**document["model"], "dropout": None}  # for training only
-        self._hf = _guard(tokenizers.Tokenizer.from_str, json.dumps(document))
+        self._hf = guard(tokenizers.Tokenizer.from_str, json.dumps(document))
         self._hf.encode_special_tokens = True
         vocabulary = self._hf.get_vocab(with_added_tokens=True)
         if not vocabulary:
@@ -48,9 +60,30 @@ class HFTokenizer(Tokenizer):
         self.name = str((document.get("model") or {}).get("type") or "bpe").lower()
         self._named_eot = next((vocabulary[n] for n in EOT_NAMES if n in vocabulary), None)
         self.eot = self._named_eot if eot is None else self._find_eot(vocabulary, eot)
-        self.byte_level = (document.get("decoder") or {}).get("type") == "ByteLevel"
+        decoder = document.get("decoder") or {}
+        self.byte_level = decoder.get("type") == "ByteLevel"
         self._cuttable = self.byte_level and _is_gpt2_pattern(document)
-        self._pieces = self._byte_pieces(vocabulary) if self.byte_level else ()
+        self._added = self._hf.get_added_tokens_decoder()
+        self.special = {t.content: i for i, t in self._added.items() if t.special}
+        named = {vocabulary[name] for name in END_NAMES if name in vocabulary}
+        self._ends = named | {i for name, i in self.special.items() if name == "</s>"}
+        self._drops_space = False
+        if self.byte_level:
+            self._pieces = LazyPieces(self.vocab_size, self._letters_piece)
+        elif (drops := _metaspace(decoder)) is not None:
+            self._drops_space = drops
+            self._pieces = LazyPieces(self.vocab_size, self._metaspace_piece)
+        self._find_bos()
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        return frozenset(self._ends if self.eot is None else self._ends | {self.eot})
+
+    def _find_bos(self) -> None:
+        """The file's own rule (`post_processor`) shows in what it puts before a letter."""
+        plain, framed = (guard(self._ids, "a", add_special) for add_special in (False, True))
+        if framed != plain and framed[1 : 1 + len(plain)] == plain:
+            self.bos, self.add_bos = framed[0], True
 
     def id_of(self, piece: str) -> int | None:
         """The id of the token that is written so in the vocabulary, None where there is none."""
@@ -62,31 +95,49 @@ class HFTokenizer(Tokenizer):
             raise TokenizerError(f"the end-of-text token {eot!r} is not in its vocabulary")
         return found
 
-    def _byte_pieces(self, vocabulary: dict[str, int]) -> list[bytes | None]:
-        pieces: list[bytes | None] = [None] * self.vocab_size
-        for piece, i in vocabulary.items():
-            pieces[i] = bytes_of(piece)
-        for i, added in self._hf.get_added_tokens_decoder().items():
-            pieces[i] = added.content.encode()  # written as it is
-        return pieces
+    def _letters_piece(self, token: int) -> bytes:
+        if token in self._added:
+            return self._added[token].content.encode()  # written as it is
+        piece = self._hf.id_to_token(token)
+        return REPLACEMENT if piece is None else bytes_of(piece)
 
-    def encode(self, text: str) -> list[int]:
-        return self._guard_text(text, lambda: self._hf.encode(text, add_special_tokens=False).ids)
+    def _metaspace_piece(self, token: int) -> bytes:
+        piece = self._hf.id_to_token(token)
+        if token not in self._added and piece and (byte := BYTE_NAME.fullmatch(piece)):
+            return bytes([int(byte[1], 16)])
+        return REPLACEMENT if piece is None else piece.replace(SPACE, " ").encode()
+
+    def _ids(self, text: str, add_special: bool = False) -> list[int]:
+        return self._hf.encode(text, add_special_tokens=add_special).ids
+
+    @cached_property
+    def _parsing(self) -> tokenizers.Tokenizer:
+        """A second one, since what it does with special tokens is a property of the object."""
+        return guard(tokenizers.Tokenizer.from_str, json.dumps(self._document))
+
+    def encode(self, text: str, parse_special: bool = False) -> list[int]:
+        if parse_special:
+            hf = self._parsing
+            return self._guard_text(text, lambda: hf.encode(text, add_special_tokens=False).ids)
+        return self._guard_text(text, lambda: self._ids(text))
 
     def decode(self, ids: Sequence[int]) -> str:
-        if self.byte_level:
-            return b"".join(piece_of(self._pieces, i) for i in ids).decode(errors="replace")
+        if self._pieces:
+            text = b"".join(piece_of(self._pieces, i) for i in ids).decode(errors="replace")
+            return text.removeprefix(" ") if self._drops_space else text
         parts, known = [], []
         for i in [*ids, -1]:  # the unknown −1 ends the last run; its U+FFFD is dropped
             if 0 <= i < self.vocab_size:
                 known.append(i)
                 continue
-            parts += [_guard(self._hf.decode, known, skip_special_tokens=False), "\ufffd"]
+            parts += [guard(self._hf.decode, known, skip_special_tokens=False), "\ufffd"]
             known = []
         return "".join(parts[:-1])
 
-    def stream(self) -> StreamDecoder:
-        return ByteStream(self._pieces) if self.byte_level else _WindowStream(self)
+    def stream(self, start: bool = False) -> StreamDecoder:
+        if self._pieces:
+            return ByteStream(self._pieces, drop_space=start and self._drops_space)
+        return _WindowStream(self)
 
     def to_json(self) -> dict[str, Any]:
         """The library's own format, so that other programs read it; wrapped only where the
@@ -112,7 +163,7 @@ class HFTokenizer(Tokenizer):
 
     def _guard_text(self, text: str, call: Any) -> Any:
         try:
-            return _guard(call)
+            return guard(call)
         except TokenizerError:
             utf8(text)  # says it better where half a surrogate pair is the cause
             raise
@@ -163,7 +214,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> HFTokenizer:
         min_frequency=2,
         show_progress=False,
         special_tokens=[EOT],
-        initial_alphabet=sorted(_byte_letters().values()),
+        initial_alphabet=sorted(byte_letters().values()),
     )
     hf.train_from_iterator((part for text in texts for part in cut(text, CHUNK)), trainer)
     return HFTokenizer(json.loads(hf.to_str()))
@@ -173,7 +224,7 @@ def byte_level_bpe(vocabulary: dict[str, int], merges: list[tuple[str, str]]) ->
     """GPT-2's kind of tokenizer from its vocabulary (token → id) and merges, best first."""
     check_vocabulary(vocabulary)
     check_merges(vocabulary, merges, 0)
-    model = _guard(models.BPE, vocab=vocabulary, merges=merges)
+    model = guard(models.BPE, vocab=vocabulary, merges=merges)
     hf = tokenizers.Tokenizer(model)
     hf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     hf.decoder = decoders.ByteLevel()
@@ -191,34 +242,6 @@ def cut(text: str, size: int) -> Iterator[str]:
     yield text[start:]
 
 
-@cache
-def _byte_letters() -> dict[int, str]:
-    """GPT-2's letter for each byte: itself where it prints in Latin-1, else U+0100 and on."""
-    prints = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = (b for b in range(256) if b not in prints)
-    return {b: chr(b) for b in prints} | {b: chr(256 + n) for n, b in enumerate(others)}
-
-
-@cache
-def _letter_bytes() -> dict[str, int]:
-    return {letter: byte for byte, letter in _byte_letters().items()}
-
-
-def bytes_of(piece: str) -> bytes:
-    """The bytes that a byte-level token stands for."""
-    table = _letter_bytes()
-    try:
-        return bytes(table[letter] for letter in piece)
-    except KeyError:
-        return piece.encode()
-
-
-def letters_of(data: bytes) -> str:
-    """The byte-level name of some bytes; the inverse of `bytes_of`."""
-    table = _byte_letters()
-    return "".join(table[b] for b in data)
-
-
 def _is_gpt2_pattern(document: dict[str, Any]) -> bool:
     before = document.get("pre_tokenizer") or {}
     added = document.get("added_tokens") or []
@@ -231,7 +254,27 @@ def _is_gpt2_pattern(document: dict[str, Any]) -> bool:
     )
 
 
-def _guard(call: Any, *arguments: Any, **options: Any) -> Any:
+def _metaspace(decoder: dict[str, Any]) -> bool | None:
+    """Whether decoding drops a leading space; None where ▁ is not what a space is written as."""
+    parts = decoder.get("decoders") if decoder.get("type") == "Sequence" else [decoder]
+    parts = [p for p in parts or [] if isinstance(p, dict)]
+    drops, found = False, False
+    for part in parts:
+        kind = part.get("type")
+        if kind == "Metaspace" and part.get("replacement") == SPACE:
+            found = True
+            scheme = "always" if part.get("add_prefix_space", True) else "never"
+            drops |= part.get("prepend_scheme", scheme) != "never"
+        elif kind == "Replace" and part.get("pattern") == {"String": SPACE}:
+            found |= part.get("content") == " "
+        elif kind == "Strip":
+            drops |= part.get("content") == " " and part.get("start") == 1
+        elif kind not in ("ByteFallback", "Fuse"):
+            return None
+    return drops if found else None
+
+
+def guard(call: Any, *arguments: Any, **options: Any) -> Any:
     """Call the library; whatever it throws at a strange file becomes one TokenizerError."""
     try:
         return call(*arguments, **options)

@@ -1,4 +1,4 @@
-"""Opening tokenizers: a file, a folder with one, or llm.c's gpt2_tokenizer.bin. All untrusted."""
+"""Opening tokenizers: a file of many kinds, or a folder with one. All untrusted."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tenarai.io import formats, gguf
+
 from . import simple
 from .base import Tokenizer, TokenizerError
-from .bpe import EOT, HFTokenizer, byte_level_bpe, letters_of
+from .bpe import EOT, HFTokenizer, byte_level_bpe
+from .byte_letters import letters_of
+from .gguf import from_gguf
 
 MAX_BYTES = 1 << 28  # the largest tokenizer.json in use has some 35 MB
 LLMC_MAGIC = 20240328
@@ -22,14 +26,17 @@ _NAMES = ("tokenizer.json", "vocab.json", LLMC_NAME)
 def load(path: str | os.PathLike[str]) -> Tokenizer:
     """Open a tokenizer, whatever kind it is.
 
-    A tokenizer.json (ours or Hugging Face's), GPT-2's vocab.json beside its merges.txt, llm.c's
-    gpt2_tokenizer.bin, or a folder (a dataset, a run, a Hugging Face model) that has one of them.
+    A GGUF file, a tokenizer.json (ours or Hugging Face's), GPT-2's vocab.json beside its
+    merges.txt, llm.c's gpt2_tokenizer.bin, or a folder (a dataset, a run, a Hugging Face model)
+    that has one of them.
     Raises TokenizerError with the file's name, what is wrong, and what to do.
     """
     path = Path(path)
     if path.is_dir():
         path = _in_folder(path)
     try:
+        if _is_gguf(path):
+            return from_gguf(gguf.read(path).metadata)
         if path.name.endswith(".bin"):
             return _load_llmc(_read(path))
         if path.name in ("vocab.json", "merges.txt"):
@@ -49,6 +56,16 @@ def from_document(document: dict[str, Any]) -> Tokenizer:
 def find(folder: str | os.PathLike[str]) -> Path | None:
     """The tokenizer's file in a folder, None where there is none."""
     return next((p for name in _NAMES if (p := Path(folder) / name).is_file()), None)
+
+
+def _is_gguf(path: Path) -> bool:
+    if path.suffix == ".gguf":
+        return True
+    try:
+        with path.open("rb") as f:
+            return f.read(4) in formats.GGUF_MAGICS
+    except OSError:
+        return False  # the reader of the other kinds says it better
 
 
 def _in_folder(folder: Path) -> Path:
@@ -96,6 +113,8 @@ def _load_json(path: Path) -> Tokenizer:
 def _ours(document: dict[str, Any]) -> Tokenizer:
     if document.get("type") == "huggingface" and isinstance(document.get("tokenizer"), dict):
         return _shaped(lambda: HFTokenizer(document["tokenizer"], document.get("eot")))
+    if document.get("type") == "gguf" and isinstance(document.get("metadata"), dict):
+        return from_gguf(document["metadata"])
     return simple.from_json(document)
 
 

@@ -18,7 +18,7 @@ class ByteTokenizer(Tokenizer):
     vocab_size = 256
     _pieces = [bytes([i]) for i in range(256)]
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, parse_special: bool = False) -> list[int]:
         return list(utf8(text))
 
     def _encode_part(self, part: str) -> np.ndarray:
@@ -27,7 +27,7 @@ class ByteTokenizer(Tokenizer):
     def decode(self, ids: Sequence[int]) -> str:
         return b"".join(piece_of(self._pieces, i) for i in ids).decode(errors="replace")
 
-    def stream(self) -> ByteStream:
+    def stream(self, start: bool = False) -> ByteStream:
         return ByteStream(self._pieces)
 
     def to_json(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class CharTokenizer(Tokenizer):
         """The tokenizer whose vocabulary is the characters of `text`."""
         return cls(sorted(set(text)))
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, parse_special: bool = False) -> list[int]:
         return self._encode_part(text).tolist()
 
     def _encode_part(self, part: str) -> np.ndarray:
@@ -79,7 +79,7 @@ class CharTokenizer(Tokenizer):
     def decode(self, ids: Sequence[int]) -> str:
         return b"".join(piece_of(self._pieces, i) for i in ids).decode()
 
-    def stream(self) -> ByteStream:
+    def stream(self, start: bool = False) -> ByteStream:
         return ByteStream(self._pieces)
 
     def to_json(self) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class IdTokenizer(Tokenizer):
             raise TokenizerError(f"{vocab_size} tokens with end of text {eot} cannot be: damaged?")
         self.vocab_size, self.eot = vocab_size, eot
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, parse_special: bool = False) -> list[int]:
         try:
             ids = [int(word) for word in text.split()]
         except ValueError:
@@ -114,7 +114,7 @@ class IdTokenizer(Tokenizer):
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(f"{i} " for i in ids)
 
-    def stream(self) -> StreamDecoder:
+    def stream(self, start: bool = False) -> StreamDecoder:
         return _IdStream()
 
     def to_json(self) -> dict[str, Any]:
