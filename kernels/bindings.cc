@@ -142,15 +142,6 @@ void add(Machine& self, Out y, In a, In b) {
   self.run([=, &self] { self.k.add(self.pool, y.data(), a.data(), b.data(), size(a)); });
 }
 
-template <class A>
-void positions(const std::optional<A>& wpe, int64_t start, int64_t T, int64_t C) {
-  if (!wpe) return;
-  matrix(*wpe, wpe->shape(0), C, "wpe (Tmax, C)");
-  if (start < 0 || start + T > static_cast<int64_t>(wpe->shape(0)))
-    fail("positions " + std::to_string(start) + " to " + std::to_string(start + T) +
-         " are outside the context of " + std::to_string(wpe->shape(0)));
-}
-
 void embedding_forward(Machine& self, Out x, Ids tokens, In wte, MaybeIn wpe, MaybeIds places,
                        int64_t start) {
   const int64_t C = last(x, "x"), T = last(tokens, "tokens"), B = T ? size(tokens) / T : 0;
@@ -357,5 +348,6 @@ NB_MODULE(_kernels, m) {
            "eps"_a, "weight_decay"_a, "step"_a, "grad_scale"_a, Release())
       .def("square_sum", &square_sum, a("x"), Release());
   bind_inference(machine);
+  bind_quant(machine);
   bind_replay(machine);
 }

@@ -105,6 +105,14 @@ void embedding_forward(Pool&, float* x, const int32_t* tokens, const float* wte,
 void embedding_backward(Pool&, float* dwte /*+=*/, float* dwpe /*+=, or null*/, const float* dx,
                         const int32_t* tokens, int64_t B, int64_t T, int64_t C, int64_t start);
 
+// quant.cc. y (O, I) = the weights of `data`, O rows of row_bytes in the format's blocks; and the
+// embedding above with wte (V, C) so stored.
+void dequantize(Pool&, float* y, const uint8_t* data, QuantFormat, int64_t O, int64_t I,
+                int64_t row_bytes);
+void quant_embedding_forward(Pool&, float* x, const int32_t* tokens, const uint8_t* data,
+                             QuantFormat, const float* wpe, const int32_t* positions, int64_t B,
+                             int64_t T, int64_t C, int64_t row_bytes, int64_t start);
+
 // rope.cc. cos, sin (T, D/2), or with positions (B, T) or null, the rows of (.., D/2) that they
 // name. Pairs i with i + D/2, or where `adjacent` 2i with 2i + 1; the
 // backward is the rotation the other way. y may be x where the strides are the same.
@@ -145,6 +153,7 @@ double square_sum(Pool&, const float* x, int64_t n);
   X(swiglu_forward) X(swiglu_backward) X(geglu_forward)                 \
   X(geglu_backward) X(add) X(scale)                                     \
   X(embedding_forward) X(embedding_backward) X(rope)                    \
+  X(dequantize) X(quant_embedding_forward)                              \
   X(attention_forward) X(attention_backward)                            \
   X(cross_entropy) X(dropout) X(adamw_step) X(square_sum)
 // clang-format on

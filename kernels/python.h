@@ -76,6 +76,14 @@ inline void positions_below(const MaybeIds& positions, int64_t end) {
       fail("position " + std::to_string(p[i]) + " at place " + std::to_string(i) +
            " is outside the context of " + std::to_string(end));
 }
+template <class A>
+void positions(const std::optional<A>& wpe, int64_t start, int64_t T, int64_t C) {
+  if (!wpe) return;
+  matrix(*wpe, wpe->shape(0), C, "wpe (Tmax, C)");
+  if (start < 0 || start + T > static_cast<int64_t>(wpe->shape(0)))
+    fail("positions " + std::to_string(start) + " to " + std::to_string(start + T) +
+         " are outside the context of " + std::to_string(wpe->shape(0)));
+}
 inline void tokens_below(const Ids& tokens, int64_t V) {
   const int32_t* t = tokens.data();
   for (int64_t i = 0; i < size(tokens); ++i)
@@ -109,6 +117,7 @@ struct Machine {
 
 using MachineClass = nb::class_<Machine>;
 void bind_inference(MachineClass&);  // bindings_infer.cc
+void bind_quant(MachineClass&);      // bindings_quant.cc
 void bind_replay(MachineClass&);     // bindings_replay.cc
 // noconvert: an array of another dtype is refused, not copied behind the caller's back.
 inline auto given(const char* name) { return nb::arg(name).noconvert(); }

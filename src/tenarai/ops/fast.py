@@ -220,7 +220,11 @@ class Fast:
 
     def embedding_forward(self, tokens, wte, wpe=None, *, start=0, positions=None, out=None):
         x = self._new(*tokens.shape, wte.shape[1]) if out is None else out  # (B, T, C)
-        self._run("embedding_forward", x, tokens, wte, wpe, positions, start)
+        if isinstance(wte, QuantTensor):
+            number = wte.format.number
+            self._run("quant_embedding_forward", x, tokens, wte.data, number, wpe, positions, start)
+        else:
+            self._run("embedding_forward", x, tokens, wte, wpe, positions, start)
         return x, (tokens, start)
 
     def embedding_backward(self, dx, saved, dwte, dwpe=None):
@@ -323,6 +327,13 @@ class Fast:
 
     def linear_cross_entropy_backward(self, saved):
         return saved
+
+    # Quantised weights
+
+    def dequantize(self, w: QuantTensor, *, out=None):
+        y = self._new(*w.shape) if out is None else out  # (O, I)
+        self._run("dequantize", y, w.data, w.format.number)
+        return y
 
     # Optimiser, in place over flat arrays
 

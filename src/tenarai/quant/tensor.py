@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tenarai.quant.dequantize import dequantize
 from tenarai.quant.formats import Format
 
 
@@ -45,7 +46,11 @@ class QuantTensor:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: slice) -> QuantTensor:
-        """Some of the rows, as a view: a fused weight falls into its parts without a copy."""
+    def __getitem__(self, rows: slice | np.ndarray) -> QuantTensor:
+        """Some of the rows: a slice is a view, so a fused weight falls apart without a copy."""
         data = self.data[rows]
         return QuantTensor(self.format, (len(data), self.shape[1]), data)
+
+    def dequantize(self) -> np.ndarray:
+        """The weights in float32, (O, I)."""
+        return dequantize(self.data, self.format)

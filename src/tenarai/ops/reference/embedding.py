@@ -14,12 +14,14 @@ past.
 
 import numpy as np
 
+from tenarai.quant import QuantTensor
+
 from .common import Array, Saved, place
 
 
 def embedding_forward(
     tokens: Array,
-    wte: Array,
+    wte: Array | QuantTensor,
     wpe: Array | None = None,
     *,
     start: int = 0,
@@ -29,7 +31,9 @@ def embedding_forward(
     """x = wte[tokens] + wpe[start + t]. tokens (B, T) int32, wte (V, C), wpe (Tmax, C).
 
     x (B, T, C). With `positions` (N,) int32, tokens are (N,), rows of any sequences, and
-    x = wte[tokens] + wpe[positions] (N, C); that form has no backward. Raises ValueError for a token outside the vocabulary or a position outside wpe.
+    x = wte[tokens] + wpe[positions] (N, C); that form has no backward. Of a quantised wte only the
+    rows asked for are expanded. Raises ValueError for a token outside the vocabulary or a position
+    outside wpe.
     """
     V, T = wte.shape[0], tokens.shape[-1]
     if tokens.size and not (tokens.min() >= 0 and tokens.max() < V):
@@ -37,7 +41,11 @@ def embedding_forward(
             f"embedding: tokens from {tokens.min()} to {tokens.max()}, the vocabulary has 0 to "
             f"{V - 1}: was this text tokenized with another tokenizer?"
         )
-    x = wte[tokens]  # (B, T, C)
+    if isinstance(wte, QuantTensor):
+        used, place_of = np.unique(tokens, return_inverse=True)
+        x = wte[used].dequantize()[place_of.reshape(tokens.shape)]  # (B, T, C)
+    else:
+        x = wte[tokens]  # (B, T, C)
     if wpe is not None and positions is not None:
         if positions.size and not (positions.min() >= 0 and positions.max() < len(wpe)):
             raise ValueError(
