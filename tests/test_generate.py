@@ -5,7 +5,7 @@ import pytest
 
 from tenarai.errors import TenaraiError
 from tenarai.infer.generate import generate_ids, generate_text
-from tenarai.infer.sampler import Sampling
+from tenarai.infer.sampler import Sampler, Sampling
 from tenarai.models.gpt2 import GPT2, GPT2Config
 from tenarai.models.table import Weights
 from tenarai.ops import reference
@@ -25,7 +25,7 @@ def test_greedy_is_the_argmax_of_the_whole_text(model):
     gpt, params = model
     ids = [5, 6, 7]
     window = list(ids)
-    for token in generate_ids(reference, gpt, params, ids, 12, Sampling(0)):
+    for token in generate_ids(reference, gpt, params, ids, 12, Sampler(Sampling(0))):
         if len(window) > 8:
             window = window[-4:]
         logits = gpt.logits(reference, params, np.array([window], np.int32))[0, -1]
@@ -35,8 +35,10 @@ def test_greedy_is_the_argmax_of_the_whole_text(model):
 
 def test_a_prompt_longer_than_the_context_is_read_from_its_end(model):
     gpt, params = model
-    long = list(generate_ids(reference, gpt, params, list(range(50)), 3, Sampling(0)))
-    assert long == list(generate_ids(reference, gpt, params, range(42, 50), 3, Sampling(0)))
+    long = list(generate_ids(reference, gpt, params, list(range(50)), 3, Sampler(Sampling(0))))
+    assert long == list(
+        generate_ids(reference, gpt, params, range(42, 50), 3, Sampler(Sampling(0)))
+    )
 
 
 def test_seeds(model):
@@ -50,9 +52,9 @@ def test_seeds(model):
 
 def test_stops_before_the_end_of_text(model):
     gpt, params = model
-    whole = list(generate_ids(reference, gpt, params, [1], 6, Sampling(0)))
+    whole = list(generate_ids(reference, gpt, params, [1], 6, Sampler(Sampling(0))))
     stop = whole[3]
-    cut = list(generate_ids(reference, gpt, params, [1], 6, Sampling(0), stop=stop))
+    cut = list(generate_ids(reference, gpt, params, [1], 6, Sampler(Sampling(0)), stop=[stop]))
     assert cut == whole[: whole.index(stop)]
     assert not list(generate_ids(reference, gpt, params, [1], 0))
 

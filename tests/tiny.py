@@ -1,4 +1,4 @@
-"""A training run of a second, for the tests of training."""
+"""A training run of a second and a model without training, for the tests."""
 
 import json
 import random
@@ -6,6 +6,10 @@ from pathlib import Path
 
 from tenarai.io.checkpoint import Checkpoint
 from tenarai.io.checkpoint_folder import list_checkpoints
+from tenarai.models import snapshot
+from tenarai.models.gpt2 import GPT2, GPT2Config
+from tenarai.models.table import Weights
+from tenarai.tokenizers import ByteTokenizer
 from tenarai.train.report import Report
 
 # Dropout, accumulation and samples, so that every random stream has to be the right one.
@@ -30,6 +34,15 @@ TINY = {
     "threads": 2,
     "tensorboard": False,
 }
+
+
+def write_model(path: Path, context: int = 64, seed: int = 3) -> Path:
+    """A GPT-2 over bytes with random weights, as a checkpoint: enough for the command line."""
+    model = GPT2(GPT2Config(vocab_size=256, context=context, layers=2, heads=2, width=32))
+    params = Weights(model.table()).initialise(seed)
+    params.flat *= 5
+    snapshot.write(path, model, params, ByteTokenizer().to_json())
+    return path
 
 
 def write_text(path: Path, words: int = 1500) -> Path:

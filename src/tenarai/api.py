@@ -23,7 +23,8 @@ import numpy as np
 from tenarai import tokenizers
 from tenarai.errors import TenaraiError
 from tenarai.infer.generate import generate_ids, start_of_text
-from tenarai.infer.sampler import Sampling
+from tenarai.infer.sampler import Sampler, Sampling
+from tenarai.infer.timings import Timings
 from tenarai.io import formats, gguf
 from tenarai.models import exchange, families, gguf_exchange, llmc_exchange, snapshot
 from tenarai.models.families import AnyConfig, AnyModel
@@ -147,6 +148,15 @@ class Model:
 
         return Fast(threads=self._threads, activations=self._activations)
 
+    def for_context(self, context: int) -> Model:
+        """The same weights for texts up to `context`. Raises TenaraiError: longer than its own."""
+        model = _for_context(Path(), self.model, context)
+        tokenizer = self.__dict__.get("tokenizer", self._tokenizer)
+        return Model(
+            model, self.params, tokenizer,
+            activations=self._activations, threads=self._threads, ops=self._given_ops,
+        )  # fmt: skip
+
     def __repr__(self) -> str:
         c = self.config
         return (
@@ -198,17 +208,20 @@ class Model:
         *,
         top_k: int = 0,
         top_p: float = 1.0,
+        sampling: Sampling | None = None,
         stream: bool = False,
         return_tokens: bool = False,
+        timings: Timings | None = None,
     ) -> str | list[int] | Iterator[str] | Iterator[int]:
-        """What follows `prompt` (text, or token ids), without it, up to the end-of-text token.
+        """What follows `prompt` (text, or token ids), without it, up to a token that ends a text.
 
         A string; with `return_tokens` a list of ids; with `stream` an iterator over pieces of
         text (or ids). `temperature` 0 always takes the most probable token; `top_k` 0 and `top_p`
-        1 cut nothing off. The same seed gives the same tokens.
+        1 cut nothing off; `sampling` says all of this and more. The same seed gives the same
+        tokens. What it costs is added to `timings`.
         Raises TenaraiError: settings out of bounds, text without a tokenizer, ids that are none.
         """
-        sampling = Sampling(temperature, top_k, top_p)
+        sampling = sampling or Sampling(temperature, top_k, top_p)
         for name, value in (("max_tokens", max_tokens), ("seed", seed)):
             if value < 0:
                 raise TenaraiError(f"{name} is {value}, it must be at least 0")
@@ -218,9 +231,10 @@ class Model:
                 "this model came without a tokenizer, so it can give no text: "
                 "ask for return_tokens=True, or put a tokenizer.json beside it"
             )
-        stop = self.tokenizer.eot if self.tokenizer else None
+        stop = self.tokenizer.end_tokens if self.tokenizer else ()
+        sampler = Sampler(sampling, seed=seed, tokenizer=self.tokenizer)
         tokens = generate_ids(
-            self.ops, self.model, self.params, ids, max_tokens, sampling, seed, stop
+            self.ops, self.model, self.params, ids, max_tokens, sampler, stop, timings
         )
         if return_tokens:
             return tokens if stream else list(tokens)

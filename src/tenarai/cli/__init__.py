@@ -11,13 +11,14 @@ import importlib
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from tenarai import __version__
-from tenarai.errors import TenaraiError
+from tenarai.errors import TenaraiError, TenaraiWarning
 
 # Verb: its module here, what it does. The command is the module's function of the verb's name.
 VERBS = {
@@ -73,7 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         _make_tolerant(stream)
     try:
-        status = cli.main(arguments, prog_name="tenarai", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", TenaraiWarning)
+            warnings.showwarning = _show_warning
+            status = cli.main(arguments, prog_name="tenarai", standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except click.ClickException as error:
@@ -99,6 +103,14 @@ def _reader_left() -> int:
     """The reader has seen enough (`tenarai ... | head`): what is still to come goes nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int,
+    file: Any = None, line: str | None = None,
+) -> None:  # fmt: skip
+    name = "warning" if issubclass(category, TenaraiWarning) else category.__name__
+    click.echo(f"{name}: {message}", err=True)
 
 
 def _fail(message: str) -> int:

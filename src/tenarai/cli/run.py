@@ -3,160 +3,152 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from .model_options import cache_options, model_options, need_tokenizer, open_model
+from .option_groups import GroupedCommand, option
+from .prompt import from_argument, from_file, write
+from .sampling_options import forbidding, sampling_of, sampling_options, seed_of
+
+if TYPE_CHECKING:
+    from tenarai.api import Model
+    from tenarai.infer.sampling import Sampling
+    from tenarai.infer.timings import Timings
 
 EXAMPLES = """
 \b
 Examples:
-  tenarai run -m runs/novel -p "The "
-      writes on with what a run has learned
-  tenarai run -m gpt2/ -f beginning.txt -n 200 --temp 0.7 --top-p 0.9 --seed 3
-      a Hugging Face folder; the prompt from a file
-  tenarai run -m gpt2_124M.bin -p "Once" --temp 0 --json
-      llm.c's file; the most probable tokens; for a program to read
+  tenarai run -m phi-3-mini-q4.gguf -f prompt.txt -n 200 --temp 0.7 --repeat-penalty 1.1
+      write on from a file's text (UTF-8, UTF-16 with a mark, Shift_JIS)
+  tenarai run -m runs/novel -p "The " --samplers "top_k;temperature" --top-k 20 --seed 3
+      with what a run has learned, another chain, and the same text each time
+  tenarai run -m smollm2 -p "A person as JSON: " --json-schema '{"type": "object"}' --json
+      nothing but JSON is written; one document for a program to read
 """
+GROUP = "The text"
+ENDLESS = 1 << 31
 
 
 @dataclass
 class Completion:
-    """What was written and what it cost."""
+    """One prompt and what was written after it."""
 
     prompt: str
-    prompt_tokens: int
+    ids: list[int]  # of the prompt
     text: str = ""
     tokens: list[int] = field(default_factory=list)
-    first: float = 0.0  # seconds to the first token: the prompt, and one token
-    rest: float = 0.0  # seconds of all other tokens
-
-    def timings(self) -> dict[str, Any]:
-        n = len(self.tokens) - 1
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "tokens": len(self.tokens),
-            "prompt_tokens_per_s": self.prompt_tokens / self.first if self.first else None,
-            "decode_tokens_per_s": n / self.rest if n > 0 and self.rest else None,
-        }
+    stopped: bool = False  # by Ctrl-C
 
 
-@click.command(epilog=EXAMPLES)
-@click.option("-m", "--model", "path", metavar="MODEL", required=True,
-              help="A run's folder, a checkpoint, a Hugging Face folder, or llm.c's.")  # fmt: skip
-@click.option("-p", "--prompt", metavar="TEXT", help="What to write on from.")
-@click.option("-f", "--file", metavar="FILE", help="Take the prompt from a text file.")
-@click.option("-n", "--tokens", "count", metavar="N", type=click.IntRange(0), default=200,
-              show_default=True, help="Tokens to write at most.")  # fmt: skip
-@click.option("--temp", metavar="X", type=float, default=0.8, show_default=True,
-              help="Temperature: below 1 surer, 0 always the most probable token.")  # fmt: skip
-@click.option("--top-k", metavar="N", type=int, default=40, show_default=True,
-              help="Choose among the N most probable tokens; 0: all.")  # fmt: skip
-@click.option("--top-p", metavar="X", type=float, default=1.0, show_default=True,
-              help="Choose among the fewest tokens that are this probable together.")  # fmt: skip
-@click.option("--seed", metavar="N", type=click.IntRange(0), default=0, show_default=True,
-              help="The same seed writes the same text.")  # fmt: skip
-@click.option("-t", "--threads", metavar="N", type=click.IntRange(1), default=None,
-              help="Threads of the kernels (one a core by default).")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document at the end.")
+@click.command(cls=GroupedCommand, epilog=EXAMPLES)
+@option(GROUP, "-p", "--prompt", metavar="TEXT", help="What to write on from.")
+@option(GROUP, "-f", "--file", metavar="FILE", help="Take the prompt from a text file.")
+@option(GROUP, "-n", "--predict", "--tokens", "count", metavar="N", type=click.IntRange(-1),
+        default=200, show_default=True,
+        help="Tokens to write at most; -1: until the text ends.")  # fmt: skip
+@option(GROUP, "--keep", metavar="N", type=click.IntRange(-1), default=0, show_default=True,
+        help="Tokens of the prompt that stay when the context is full; -1: all.")  # fmt: skip
+@option(GROUP, "--no-echo", is_flag=True, help="Do not show the prompt before the text.")
+@option(GROUP, "--json", "as_json", is_flag=True, help="Print one JSON document at the end.")
+@model_options
+@cache_options
+@sampling_options
 def run(
-    path: str,
     prompt: str | None,
     file: str | None,
     count: int,
-    temp: float,
-    top_k: int,
-    top_p: float,
-    seed: int,
-    threads: int | None,
+    no_echo: bool,
     as_json: bool,
+    **flags: Any,
 ) -> int:
-    """Complete a prompt: the text goes to stdout as it is written, the timings to stderr."""
+    """Complete a prompt: the text goes to stdout as it is written, all else to stderr."""
     if prompt is not None and file is not None:
         raise click.UsageError("give -p or -f, not both")
-    from tenarai.api import load
-    from tenarai.errors import TenaraiError
-    from tenarai.infer.sampler import Sampling
+    from tenarai.infer.generate import start_of_text
+    from tenarai.infer.timings import Timings
 
-    sampling = Sampling(temp, top_k, top_p)
-    if file is not None:
-        prompt = _read(file)
-    model = load(path, threads=threads)
-    if model.tokenizer is None:
-        raise TenaraiError(
-            f"{path}: no tokenizer lies beside this model: put its tokenizer.json, or for llm.c "
-            "gpt2_tokenizer.bin, into the same folder"
-        )
-    done = Completion(prompt or "", len(model.tokenizer.encode(prompt or "")))
-    stopped = False
-    try:
-        _write(model, done, count, sampling, seed, show=not as_json)
-    except KeyboardInterrupt:
-        stopped = True
+    sampling, seed = sampling_of(flags), seed_of(flags)
+    prompt = from_argument(prompt or "") if file is None else from_file(file)
+    path, ignore_end = flags["path"], flags.pop("ignore_eos")
+    model, seconds = open_model(flags)
+    tokenizer = need_tokenizer(model, path)
+    if ignore_end:
+        sampling = forbidding(sampling, tokenizer)
+    ids = tokenizer.with_bos(tokenizer.encode(prompt))
+    done = Completion(prompt, ids or start_of_text(tokenizer))
+    numbers = _numbers(model, flags, count, done)
+    if not as_json:
+        click.echo(_head(sampling, seed, numbers), err=True)
+        write("" if no_echo else prompt)
+    timings = Timings(load_s=seconds)
+    _complete(model, done, sampling, seed, count, timings, show=not as_json)
     if as_json:
-        result = {"prompt": done.prompt, "text": done.text, "token_ids": done.tokens}
-        click.echo(json.dumps(result | done.timings() | {"seed": seed}, ensure_ascii=False))
+        click.echo(
+            json.dumps(_document(done, sampling, seed, numbers, timings), ensure_ascii=False)
+        )
     else:
         click.echo()
-        click.echo(_summary(done, sampling, seed), err=True)
-    return 130 if stopped else 0
+        click.echo("\n" + timings.table(), err=True)
+    return 130 if done.stopped else 0
 
 
-def _read(file: str) -> str:
-    """A prompt from a file: UTF-8, UTF-16 with a mark, or Shift_JIS, and which is said."""
-    from tenarai.data import read_paths
-
-    (document,) = read_paths([file])
-    if document.encoding.lower() not in ("utf-8", "utf8", "ascii"):
-        click.echo(f"{file}: read as {document.encoding}", err=True)
-    return document.text
-
-
-def _write(model: Any, done: Completion, count: int, sampling: Any, seed: int, show: bool) -> None:
-    """Generate into `done`, and onto stdout as it comes."""
+def _complete(
+    model: Model,
+    done: Completion,
+    sampling: Sampling,
+    seed: int,
+    count: int,
+    timings: Timings,
+    show: bool,
+) -> None:
+    """Generate into `done`, and onto stdout as it comes; Ctrl-C ends it."""
+    assert model.tokenizer is not None
+    decoder = model.tokenizer.stream()
+    limit = count if count >= 0 else ENDLESS
 
     def put(piece: str) -> None:
         done.text += piece
-        if show and piece:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+        if show:
+            write(piece)
 
-    if show:
-        sys.stdout.write(done.prompt)
-    decoder = model.tokenizer.stream()
-    before = time.perf_counter()
-    tokens = model.generate(
-        done.prompt,
-        count,
-        sampling.temperature,
-        seed,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        stream=True,
-        return_tokens=True,
-    )
     try:
-        for token in tokens:
-            now = time.perf_counter()
-            if done.tokens:
-                done.rest += now - before
-            else:
-                done.first = now - before
-            done.tokens.append(token)
-            put(decoder.push(token))
-            before = time.perf_counter()
-    finally:
-        put(decoder.flush())
+        for token in model.generate(
+            done.ids, limit, seed=seed, sampling=sampling,
+            stream=True, return_tokens=True, timings=timings,
+        ):  # fmt: skip
+            done.tokens.append(int(token))
+            put(decoder.push(int(token)))
+    except KeyboardInterrupt:
+        done.stopped = True
+    put(decoder.flush())
 
 
-def _summary(done: Completion, sampling: Any, seed: int) -> str:
-    t = done.timings()
-    rates = [f"prompt {t['prompt_tokens']} tokens"]
-    if t["prompt_tokens_per_s"]:
-        rates[0] += f" ({t['prompt_tokens_per_s']:,.0f} tokens/s)"
-    rates.append(f"written {t['tokens']} tokens")
-    if t["decode_tokens_per_s"]:
-        rates[1] += f" ({t['decode_tokens_per_s']:,.1f} tokens/s)"
-    return f"[{sampling}; seed {seed}; {', '.join(rates)}]"
+def _numbers(model: Model, flags: dict[str, Any], count: int, done: Completion) -> dict[str, int]:
+    keep = len(done.ids) if flags["keep"] < 0 else min(flags["keep"], len(done.ids))
+    numbers = {"n_ctx": model.config.context, "n_batch": flags["batch"]}
+    return numbers | {"n_predict": count, "n_keep": keep}
+
+
+def _head(sampling: Sampling, seed: int, numbers: dict[str, int]) -> str:
+    """What is said before the text: the settings, the chain, the sizes."""
+    values = "\n".join(f"    {line}" for line in sampling.values().splitlines())
+    sizes = ", ".join(f"{name} = {value}" for name, value in numbers.items())
+    return f"seed: {seed}\nsampling:\n{values}\nsampling order: {sampling}\n{sizes}\n"
+
+
+def _document(
+    done: Completion, sampling: Sampling, seed: int, numbers: dict[str, int], timings: Timings
+) -> dict[str, Any]:
+    return {
+        "prompt": done.prompt,
+        "text": done.text,
+        "token_ids": done.tokens,
+        "tokens": len(done.tokens),
+        "seed": seed,
+        "samplers": str(sampling),
+        **numbers,
+        **timings.as_json(),
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from tenarai.errors import TenaraiError
 from tenarai.infer.kv_cache import KVCache
 from tenarai.infer.sampler import Sampler, Sampling
+from tenarai.infer.timings import Timings
 from tenarai.tokenizers import Tokenizer
 
 
@@ -19,28 +20,30 @@ def generate_ids(
     params: Any,
     prompt: Sequence[int],
     max_tokens: int,
-    sampling: Sampling | None = None,
-    seed: int = 0,
-    stop: int | None = None,
+    sampler: Sampler | None = None,
+    stop: Collection[int] = (),
+    timings: Timings | None = None,
 ) -> Iterator[int]:
     """The tokens after `prompt` (at least one id), one at a time, at most `max_tokens`.
 
-    Ends before the token `stop`. Where prompt and continuation outgrow the model's context, the
+    Ends before a token of `stop`. Where prompt and continuation outgrow the model's context, the
     older half is forgotten and the newer one read again: positions of GPT-2 are absolute, so a
-    cache cannot be moved. The same seed gives the same tokens. Raises TenaraiError for an empty
-    prompt or an id outside the vocabulary.
+    cache cannot be moved. The sampler begins anew; what is spent is added to `timings`. Raises
+    TenaraiError for an empty prompt or an id outside the vocabulary.
     """
     config = model.config
     ids = _checked(prompt, config.vocab_size)
-    sampler = Sampler(sampling, seed=seed)
+    sampler, timings = sampler or Sampler(), timings or Timings()
     sampler.begin(ids)
     cache, fresh = _cache(config), ids[-config.context :]
-    for _ in range(max_tokens):
+    for i in range(max_tokens):
         if cache.length + len(fresh) > config.context:
             cache, fresh = _cache(config), ids[-max(1, config.context // 2) :]
-        logits = model.decode(ops, params, np.asarray([fresh], np.int32), cache)  # (1, V)
-        token = sampler.sample(logits[0])
-        if token == stop:
+        with timings.evaluating() if i else timings.reading(len(fresh)):
+            logits = model.decode(ops, params, np.asarray([fresh], np.int32), cache)  # (1, V)
+        with timings.sampling():
+            token = sampler.sample(logits[0])
+        if token in stop:
             return
         sampler.accept(token)
         yield token
@@ -64,9 +67,8 @@ def generate_text(
     """
     ids = tokenizer.encode(prompt) or start_of_text(tokenizer)
     stream = tokenizer.stream()
-    for token in generate_ids(
-        ops, model, params, ids, max_tokens, sampling, seed, stop=tokenizer.eot
-    ):
+    sampler = Sampler(sampling, seed=seed, tokenizer=tokenizer)
+    for token in generate_ids(ops, model, params, ids, max_tokens, sampler, tokenizer.end_tokens):
         if piece := stream.push(token):
             yield piece
     if rest := stream.flush():

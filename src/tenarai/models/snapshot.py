@@ -9,6 +9,7 @@ be loaded, converted and inspected, but not resumed.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tenarai.errors import TenaraiError
+from tenarai.errors import TenaraiError, TenaraiWarning
 from tenarai.io.checkpoint import Checkpoint, write_checkpoint
 from tenarai.io.checkpoint_folder import SUFFIX, newest_checkpoint
 from tenarai.models import config_json, families
@@ -60,7 +61,10 @@ def write(
 
 
 def open_newest(path: PathName, verify: bool = True) -> Checkpoint:
-    """The checkpoint, open: a file's own, or the newest whole one of a run's folder."""
+    """The checkpoint, open: a file's own, or the newest whole one of a run's folder.
+
+    Newer ones that are broken are told in a TenaraiWarning.
+    """
     path = Path(path)
     if not path.is_dir():
         return Checkpoint(path, verify)
@@ -72,6 +76,10 @@ def open_newest(path: PathName, verify: bool = True) -> Checkpoint:
         raise TenaraiError(
             f"{path}: no model in this folder: expected config.json with model.safetensors "
             f"(Hugging Face), or checkpoints/step-*{SUFFIX} (a tenarai run)"
+        )
+    for error in errors:
+        warnings.warn(
+            f"{error}; {checkpoint.path.name} is used instead", TenaraiWarning, stacklevel=2
         )
     return checkpoint
 

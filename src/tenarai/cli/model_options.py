@@ -1,0 +1,77 @@
+"""The options of `run`, `chat` and `perplexity` that say which model runs, and how."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .option_groups import apply, option
+
+if TYPE_CHECKING:
+    from tenarai.api import Model
+
+GROUP = "The model and the machine"
+USUAL_CONTEXT = 4096  # tokens, where the model would take more and nobody asked
+
+model_options = apply(
+    [
+        option(GROUP, "-m", "--model", "path", metavar="MODEL", required=True,
+               help="A GGUF file, a name that `tenarai pull` knows, a run's folder, a checkpoint, "
+                    "a Hugging Face folder, or llm.c's file."),
+        option(GROUP, "-t", "--threads", metavar="N", type=click.IntRange(1),
+               help="Threads of the kernels (one a core by default)."),
+        option(GROUP, "-c", "--ctx-size", "context", metavar="N", type=click.IntRange(0),
+               help="The longest text in tokens; 0: as long as the model takes.  "
+                    f"[default: that, {USUAL_CONTEXT} at most]"),
+        option(GROUP, "--activations", type=click.Choice(["int8", "float32"]), default="int8",
+               show_default=True,
+               help="In products with quantised weights: rounded to 8 bits, or exact and slower."),
+        option(GROUP, "-ngl", "--n-gpu-layers", "gpu_layers", metavar="N", type=int,
+               help="Accepted, and without effect: everything runs on the CPU."),
+    ]
+)  # fmt: skip
+
+cache_options = apply(
+    [
+        option(GROUP, "-b", "--batch-size", "batch", metavar="N", type=click.IntRange(1),
+               default=512, show_default=True, help="Tokens of the prompt that are read at once."),
+        option(GROUP, "--cache-type", type=click.Choice(["f16", "q8", "f32"]), default="f16",
+               show_default=True, help="How keys and values of past tokens are kept."),
+    ]
+)  # fmt: skip
+
+
+def open_model(flags: dict[str, Any]) -> tuple[Model, float]:
+    """The model that the options in `flags` describe (they are taken out), and the seconds.
+
+    Says on stderr that there is no GPU here, where layers for it were asked for.
+    Raises TenaraiError: what `tenarai.load` does; the compiled core is missing.
+    """
+    start = time.perf_counter()
+    from tenarai.api import load
+    from tenarai.io.named_models import model_path
+
+    layers = flags.pop("gpu_layers")
+    if layers:
+        click.echo(f"-ngl {layers}: no GPU is used here, all layers run on the CPU", err=True)
+    path, context = model_path(flags.pop("path")), flags.pop("context")
+    rest = {"activations": flags.pop("activations"), "threads": flags.pop("threads")}
+    model = load(path, context=context or None, **rest)
+    if context is None and model.config.context > USUAL_CONTEXT:
+        model = model.for_context(USUAL_CONTEXT)
+    _ = model.ops  # a missing core is told before anything is written
+    return model, time.perf_counter() - start
+
+
+def need_tokenizer(model: Model, path: str) -> Any:
+    """The model's tokenizer. Raises TenaraiError where it came without one."""
+    from tenarai.errors import TenaraiError
+
+    if model.tokenizer is None:
+        raise TenaraiError(
+            f"{path}: no tokenizer lies beside this model: put its tokenizer.json, or for llm.c "
+            "gpt2_tokenizer.bin, into the same folder"
+        )
+    return model.tokenizer
