@@ -76,7 +76,7 @@ def test_llm_c_refuses_what_it_would_compute_differently(tmp_path, option, value
     assert getattr(load(tmp_path / "folder").config, option) == value
 
 
-@pytest.mark.parametrize("name", ["m.gguf", "m.pt", "m.ckpt"])
+@pytest.mark.parametrize("name", ["m.pt", "m.pth", "m.ckpt"])
 def test_formats_that_cannot_be_written(tmp_path, name):
     with pytest.raises(TenaraiError, match="cannot be written"):
         new_model().save(tmp_path / name)

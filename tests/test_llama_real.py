@@ -10,6 +10,7 @@ import re
 import numpy as np
 import pytest
 
+import tenarai
 from conftest import ROOT
 from tenarai.api import Model
 from tenarai.io import gguf as our_gguf
@@ -144,3 +145,22 @@ def test_expanded_weights(name):
     logits = opened.logits(tokens)[0]
     compare(name, logits)
     assert np.linalg.norm(logits - expected) / np.linalg.norm(expected) < 1e-4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_quantised_weights_with_float_activations(name):
+    model = tenarai.load(real(name), activations="float32", threads=2)
+    tokens, expected = truth(name)
+    logits = model.logits(tokens)[0]
+    compare(name, logits)
+    assert np.linalg.norm(logits - expected) / np.linalg.norm(expected) < 1e-4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_quantised_weights_with_rounded_activations(name):
+    """The default: faster, and off by the rounding of activations to 8 bits."""
+    model = tenarai.load(real(name), threads=2)
+    tokens, expected = truth(name)
+    logits = model.logits(tokens)[0]
+    assert perplexity(logits, tokens) == pytest.approx(perplexity(expected, tokens), rel=0.01)
+    assert np.linalg.norm(logits - expected) / np.linalg.norm(expected) < 0.05

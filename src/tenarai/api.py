@@ -34,6 +34,8 @@ from tenarai.tokenizers import Tokenizer
 
 Array = np.ndarray
 PathName = str | os.PathLike[str]
+HALVES = {"bfloat16": ".bin", "float16": ".gguf"}  # which file holds numbers of two bytes
+FILES = {".bin": "llm.c's .bin", ".gguf": "a GGUF file"}
 IGNORED = (-100, -1)  # targets that do not count: PyTorch's and ours
 
 
@@ -58,20 +60,25 @@ def load(
     if activations not in ("int8", "float32"):
         raise TenaraiError(f"activations are {activations!r}, expected 'int8' or 'float32'")
     path = Path(path)
-    model, params, tokenizer = _open(path, formats.detect(path))
-    if context is not None:
-        model = _for_context(path, model, context)
-    return Model(model, params, tokenizer, activations=activations, threads=threads, ops=ops)
-
-
-def _open(path: Path, kind: str) -> tuple[AnyModel, Weights | FileWeights, Any]:
-    """Model, weights, and the tokenizer or what opens it."""
+    kind, metadata = formats.detect(path), None
     model: AnyModel
     params: Weights | FileWeights
+    tokenizer: Any
     if kind == formats.GGUF:
         file = gguf.read(path)
+        metadata = file.metadata
         model, params = gguf_exchange.read_gguf(file)
-        return model, params, partial(_gguf_tokenizer, file.metadata)
+        tokenizer = partial(_gguf_tokenizer, metadata)
+    else:
+        model, params, tokenizer = _open(path, kind)
+    if context is not None:
+        model = _for_context(path, model, context)
+    how: dict[str, Any] = {"activations": activations, "threads": threads, "ops": ops}
+    return Model(model, params, tokenizer, metadata=metadata, **how)
+
+
+def _open(path: Path, kind: str) -> tuple[AnyModel, Weights, Tokenizer | None]:
+    """Model, weights and tokenizer of anything but a GGUF file."""
     if kind == formats.HUGGING_FACE:
         model, params = exchange.read_hugging_face(path)
     elif kind == formats.LLMC:
@@ -114,7 +121,7 @@ class Model:
     """A language model with its weights. Not for two Python threads at once.
 
     config: its numbers. tokenizer: may be None. params: name → float32 array, as trained here, or
-    weights as they lie in a GGUF file.
+    weights as they lie in a GGUF file. metadata: that file's, empty for a model from elsewhere.
     """
 
     def __init__(
@@ -123,11 +130,13 @@ class Model:
         params: Weights | FileWeights,
         tokenizer: Tokenizer | Callable[[], Tokenizer | None] | None = None,
         *,
+        metadata: Mapping[str, Any] | None = None,
         activations: str = "int8",
         threads: int | None = None,
         ops: Any = None,
     ):
         self.model, self.params, self._tokenizer = model, params, tokenizer
+        self.metadata = {} if metadata is None else metadata
         self._activations, self._threads, self._given_ops = activations, threads, ops
 
     @cached_property
@@ -160,8 +169,8 @@ class Model:
     def __repr__(self) -> str:
         c = self.config
         return (
-            f"<{families.name_of(self.model)} of {self.params.count:,} weights: {c.layers} layers, {c.heads} heads, "
-            f"width {c.width}, context {c.context}, vocabulary {c.vocab_size}>"
+            f"<{families.name_of(self.model)} of {self.params.count:,} weights: {c.layers} layers, "
+            f"{c.heads} heads, width {c.width}, context {c.context}, vocabulary {c.vocab_size}>"
         )
 
     def logits(self, tokens: Any) -> Array:
@@ -244,13 +253,21 @@ class Model:
     def save(self, path: PathName, dtype: str = "float32") -> list[str]:
         """Write the model, in a format by suffix, and return what that format could not hold.
 
-        `.bin` is llm.c's file (`dtype` "float32" or "bfloat16"), `.tenarai` a checkpoint of
-        tenarai; anything else is a Hugging Face folder, tokenizer included.
+        `.gguf` is a GGUF file (`dtype` "float32" or "float16" for matrices that are not quantised;
+        those that are stay as they are), `.bin` llm.c's file ("float32" or "bfloat16"), `.tenarai`
+        a checkpoint of tenarai; anything else is a Hugging Face folder, tokenizer included.
         Raises TenaraiError for a suffix of a format that cannot be written; WriteError.
         """
         path = Path(path)
-        if dtype != "float32" and path.suffix != ".bin":
-            raise TenaraiError(f"{path}: only llm.c's .bin can be written in {dtype}")
+        if dtype != "float32" and HALVES.get(dtype) != path.suffix:
+            where = HALVES.get(dtype)
+            raise TenaraiError(
+                f"{path}: only {FILES[where]} can be written in {dtype}"
+                if where
+                else f"{path}: dtype is {dtype!r}, expected float32, {' or '.join(HALVES)}"
+            )
+        if path.suffix == ".gguf":
+            return self._save_gguf(path, dtype)
         if path.suffix == ".bin":
             llmc_exchange.write_llmc(path, self.model, self.params.expanded(), dtype)
             return ["the tokenizer: keep its file beside the model"] if self.tokenizer else []
@@ -258,14 +275,29 @@ class Model:
             document = self.tokenizer.to_json() if self.tokenizer else None
             snapshot.write(path, self.model, self.params.expanded(), document)
             return []
-        if path.suffix in (".gguf", ".pt", ".pth", ".ckpt"):
+        if path.suffix in (".pt", ".pth", ".ckpt"):
             raise TenaraiError(
                 f"{path}: {path.suffix} files cannot be written (yet): name a folder for Hugging "
-                f"Face's format, or a file ending in .bin (llm.c) or {snapshot.SUFFIX}"
+                f"Face's format, or a file ending in .gguf, .bin (llm.c) or {snapshot.SUFFIX}"
             )
         files, end, left_out = _hugging_face_tokenizer(self.tokenizer, self.config)
         exchange.write_hugging_face(path, self.model, self.params.expanded(), files, end)
         return left_out
+
+    def _save_gguf(self, path: Path, dtype: str) -> list[str]:
+        """Of a model that came from a GGUF file, its tokenizer, name and licence go along."""
+        from tenarai.models import gguf_out
+
+        own = {
+            key: value
+            for key, value in self.metadata.items()
+            if key.startswith(("tokenizer.", "general.")) and key not in gguf_out.OWN_KEYS
+        }
+        types = getattr(self.metadata, "types", {})
+        gguf_out.write_gguf(path, self.model, self.params, dtype, own, types)
+        if "tokenizer.ggml.model" in own or self.tokenizer is None:
+            return []
+        return ["the tokenizer: keep its file beside the model"]
 
     def _prompt(self, prompt: str | Sequence[int]) -> Sequence[int]:
         if not isinstance(prompt, str):

@@ -1,4 +1,4 @@
-"""GGUF metadata to and from a model's configuration.
+"""A model's configuration from GGUF metadata (gguf_out.py writes them).
 
 A file's `general.architecture` is the prefix of its keys. Some of a model's numbers stand in no
 key but in its tensors: the vocabulary's size, whether there are biases and an output of its own,
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -148,8 +147,10 @@ def _llama(keys: _Keys) -> LlamaConfig:
     gemma = arch == "gemma3"
     rope = _rope(keys, head_size, context)
     local = Rope(rope.size, keys.number("rope.freq_base_swa", GEMMA_LOCAL_BASE))
+    biases = [f"blk.0.{n}.bias" in tensors for n in ("attn_q", "attn_output", "ffn_down")]
     return LlamaConfig(
-        arch=arch,
+        # A llama with a window and no biases is what Hugging Face calls Mistral.
+        arch="mistral" if arch == "llama" and windows and not any(biases) else arch,
         vocab_size=keys.vocabulary(),
         context=context,
         layers=layers,
@@ -161,9 +162,9 @@ def _llama(keys: _Keys) -> LlamaConfig:
         rope=rope,
         local_rope=local if gemma else None,
         pairing="adjacent" if arch == "llama" else "half",
-        qkv_bias="blk.0.attn_q.bias" in tensors or "blk.0.attn_qkv.bias" in tensors,
-        output_bias="blk.0.attn_output.bias" in tensors,
-        mlp_bias="blk.0.ffn_down.bias" in tensors,
+        qkv_bias=biases[0] or "blk.0.attn_qkv.bias" in tensors,
+        output_bias=biases[1],
+        mlp_bias=biases[2],
         qk_norm="blk.0.attn_q_norm.weight" in tensors,
         norms_after=gemma,
         gate="gelu" if gemma else "silu",
@@ -224,68 +225,3 @@ def _rope(keys: _Keys, head_size: int, context: int) -> Rope:
     if kind != "none":
         raise ValueError(f"RoPE scaling {kind!r} without its factors, which cannot be followed")
     return Rope(size, base)
-
-
-# Writing
-
-
-def metadata_of(model: AnyModel, name: str) -> dict[str, Any]:
-    """The keys that describe the model, `name` among them. Raises ValueError for a RoPE that GGUF
-    has no words for."""
-    if isinstance(model, GPT2):
-        g = model.config
-        keys: dict[str, Any] = {
-            "context_length": g.context, "embedding_length": g.width,
-            "feed_forward_length": 4 * g.width, "block_count": g.layers,
-            "attention.head_count": g.heads, "attention.layer_norm_epsilon": g.norm_eps,
-        }  # fmt: skip
-        return _with_arch("gpt2", name, keys)
-    c = model.config
-    keys = {
-        "context_length": c.context,
-        "embedding_length": c.width,
-        "feed_forward_length": c.hidden,
-        "block_count": c.layers,
-        "vocab_size": c.vocab_size,
-        "attention.head_count": c.heads,
-        "attention.head_count_kv": c.kv_heads,
-        "attention.key_length": c.head_size,
-        "attention.value_length": c.head_size,
-        "attention.layer_norm_rms_epsilon": c.norm_eps,
-        "rope.dimension_count": c.rope.size,
-        "rope.freq_base": c.rope.base,
-    } | _rope_keys(c.rope)
-    local = [w is not None for w in c.windows]
-    if any(local):
-        keys["attention.sliding_window"] = next(w for w in c.windows if w is not None)
-        if local != [c.arch != "gemma3" or (i + 1) % GEMMA_EVERY > 0 for i in range(c.layers)]:
-            keys["attention.sliding_window_pattern"] = np.array(local, np.bool_)
-    if c.arch == "gemma3":
-        keys["rope.freq_base_swa"] = (c.local_rope or c.rope).base
-        scalar = c.width / c.heads if c.layers == GEMMA_27B_LAYERS else c.head_size
-        if c.attention_scale and not math.isclose(c.attention_scale, scalar**-0.5, rel_tol=1e-6):
-            keys["attention.scale"] = c.attention_scale
-    return _with_arch("llama" if c.arch == "mistral" else c.arch, name, keys)
-
-
-def _with_arch(arch: str, name: str, keys: dict[str, Any]) -> dict[str, Any]:
-    general = {ARCH: arch, "general.name": name}
-    return general | {f"{arch}.{key}": value for key, value in keys.items()}
-
-
-def _rope_keys(r: Rope) -> dict[str, Any]:
-    if r.scaling in ("none", "factors", "llama3"):
-        return {}  # llama3's frequencies go into a tensor
-    if r.scaling == "dynamic" or (r.scaling == "yarn" and not r.truncate):
-        raise ValueError(f"GGUF has no words for RoPE scaling {r.scaling} as this model has it")
-    keys: dict[str, Any] = {"rope.scaling.type": r.scaling, "rope.scaling.factor": r.factor}
-    if r.original_context:
-        keys["rope.scaling.original_context_length"] = r.original_context
-    if r.scaling == "longrope":
-        keys["rope.scaling.attn_factor"] = r.attention_scale()
-    if r.scaling == "yarn":  # there the key multiplies what follows from the factor
-        plain = replace(r, attention_factor=None).attention_scale()
-        keys["rope.scaling.yarn_attn_factor"] = r.attention_scale() / plain
-        keys["rope.scaling.yarn_beta_fast"] = r.beta_fast
-        keys["rope.scaling.yarn_beta_slow"] = r.beta_slow
-    return keys

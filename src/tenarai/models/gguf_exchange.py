@@ -76,8 +76,8 @@ def _check_tensors(
     extra = [name for name in tensors if name not in groups]
     if extra:
         raise TenaraiError(
-            f"{file.path}: {_said(extra[0])} of shape {tensors[extra[0]].shape} has no place in the "
-            f"model that the file describes{and_more(extra)}: it needs a newer tenarai"
+            f"{file.path}: {_said(extra[0])} of shape {tensors[extra[0]].shape} has no place in "
+            f"the model that the file describes{and_more(extra)}: it needs a newer tenarai"
         )
 
 

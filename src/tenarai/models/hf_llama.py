@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,22 @@ def _mscale(given: Mapping[str, Any], where: Path) -> float | None:
 
 
 def to_hugging_face(c: LlamaConfig) -> dict[str, Any]:
-    """config.json for the architecture's ...ForCausalLM."""
+    """config.json for the architecture's ...ForCausalLM. Raises TenaraiError for a model that the
+    architecture has no words for there, such as a Llama with windows."""
+    out = _written(c)
+    again = from_hugging_face(out, Path("config.json"))
+    for f in fields(LlamaConfig):
+        ours, theirs = getattr(c, f.name), getattr(again, f.name)
+        same = ours == theirs or (f.name == "attention_scale" and math.isclose(ours, theirs))
+        if not same and f.name not in ("rope", "local_rope", "pairing"):
+            raise TenaraiError(
+                f"{KINDS[c.arch][0]} of transformers has no {f.name} = {ours!r}: write a GGUF file "
+                "or a checkpoint (.tenarai) instead"
+            )
+    return out
+
+
+def _written(c: LlamaConfig) -> dict[str, Any]:
     gemma = c.arch == "gemma3"
     kind = "gemma3_text" if gemma else c.arch
     out: dict[str, Any] = {

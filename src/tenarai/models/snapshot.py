@@ -2,8 +2,8 @@
 
 A run's checkpoint holds the weights under `weights/NAME`, the tokenizer's JSON document under
 `tokenizer` and the configuration under `model` in its meta, besides the optimiser's state and what
-else the run needs (`tenarai.train.state`). One that is written here has those three alone, so it can
-be loaded, converted and inspected, but not resumed.
+else the run needs (`tenarai.train.state`). One that is written here has those three alone, so it
+can be loaded, converted and inspected, but not resumed.
 """
 
 from __future__ import annotations

@@ -54,7 +54,8 @@ def rope_forward(
     """Turn each pair of x by its position's angle. x, y (B, T, H, D), cos, sin (T, D/2).
 
     With `positions` (N,) int32, x is (N, H, D), rows of any sequences, and cos and sin have a row
-    for every position of the context; that form has no backward. Raises ValueError for an odd D or another pairing than "half" and "adjacent".
+    for every position of the context; that form has no backward. Raises ValueError for an odd D or
+    another pairing than "half" and "adjacent".
     """
     if positions is not None:
         cos, sin = cos[positions], sin[positions]  # (N, D/2)
