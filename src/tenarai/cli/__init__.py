@@ -23,8 +23,9 @@ from tenarai.errors import TenaraiError, TenaraiWarning
 # Verb: its module here, what it does. The command is the module's function of the verb's name.
 VERBS = {
     "train": ("train", "Train a GPT from nothing."),
-    "run": ("run", "Complete a prompt with a trained model."),
+    "run": ("run", "Complete a prompt with a model."),
     "pull": ("pull", "Fetch a model that is known by name."),
+    "perplexity": ("perplexity", "Measure how well a model foretells a text."),
     "data": ("data", "Fetch a text, or turn texts into tokens."),
     "tokenize": ("tokenize", "Show how a text falls into tokens."),
     "convert": ("convert", "Turn one kind of model file into another."),

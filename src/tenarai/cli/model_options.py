@@ -22,9 +22,6 @@ model_options = apply(
                     "a Hugging Face folder, or llm.c's file."),
         option(GROUP, "-t", "--threads", metavar="N", type=click.IntRange(1),
                help="Threads of the kernels (one a core by default)."),
-        option(GROUP, "-c", "--ctx-size", "context", metavar="N", type=click.IntRange(0),
-               help="The longest text in tokens; 0: as long as the model takes.  "
-                    f"[default: that, {USUAL_CONTEXT} at most]"),
         option(GROUP, "--activations", type=click.Choice(["int8", "float32"]), default="int8",
                show_default=True,
                help="In products with quantised weights: rounded to 8 bits, or exact and slower."),
@@ -33,8 +30,18 @@ model_options = apply(
     ]
 )  # fmt: skip
 
+
+def context_option(text: str) -> Any:
+    """-c, which each verb understands in its own way."""
+    return option(
+        GROUP, "-c", "--ctx-size", "context", metavar="N", type=click.IntRange(0), help=text
+    )
+
+
 cache_options = apply(
     [
+        context_option("The longest text in tokens; 0: as long as the model takes.  "
+                       f"[default: that, {USUAL_CONTEXT} at most]"),
         option(GROUP, "-b", "--batch-size", "batch", metavar="N", type=click.IntRange(1),
                default=512, show_default=True, help="Tokens of the prompt that are read at once."),
         option(GROUP, "--cache-type", type=click.Choice(["f16", "q8", "f32"]), default="f16",
@@ -43,8 +50,10 @@ cache_options = apply(
 )  # fmt: skip
 
 
-def open_model(flags: dict[str, Any]) -> tuple[Model, float]:
+def open_model(flags: dict[str, Any], usual: int | None = USUAL_CONTEXT) -> tuple[Model, float]:
     """The model that the options in `flags` describe (they are taken out), and the seconds.
+
+    Without -c it is opened for `usual` tokens where it takes more.
 
     Says on stderr that there is no GPU here, where layers for it were asked for.
     Raises TenaraiError: what `tenarai.load` does; the compiled core is missing.
@@ -59,8 +68,8 @@ def open_model(flags: dict[str, Any]) -> tuple[Model, float]:
     path, context = model_path(flags.pop("path")), flags.pop("context")
     rest = {"activations": flags.pop("activations"), "threads": flags.pop("threads")}
     model = load(path, context=context or None, **rest)
-    if context is None and model.config.context > USUAL_CONTEXT:
-        model = model.for_context(USUAL_CONTEXT)
+    if context is None and usual is not None and model.config.context > usual:
+        model = model.for_context(usual)
     _ = model.ops  # a missing core is told before anything is written
     return model, time.perf_counter() - start
 
