@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from complex_step import gradient_errors
+from tenarai.infer.batch import Batch
 from tenarai.infer.kv_cache import KVCache
 from tenarai.models.gpt2 import GPT2, Dropout, GPT2Config
 from tenarai.models.table import Weights
@@ -126,8 +127,15 @@ ALL_OPS = [pytest.param(lambda: reference, id="reference"), pytest.param(fast, i
 
 
 def new_cache(model, B):
-    c = model.config
-    return KVCache(c.layers, B, c.context, c.heads, c.width // c.heads)
+    return KVCache(model.cache_layers(), B, model.config.context)
+
+
+def decode(ops, model, params, tokens, cache):
+    """Logits (B, V) after tokens (B, T), which follow those in the cache."""
+    rows = Batch(cache, [(slot, tokens.shape[1]) for slot in range(len(tokens))])
+    logits = model.decode(ops, params, tokens.reshape(-1), rows)
+    rows.finish()
+    return logits
 
 
 # float32 through two layers: logits agree to a few units of the last place of their largest
@@ -145,10 +153,10 @@ def test_decode_gives_the_logits_of_forward(rng, make_ops, steps):
     for n in steps:
         part = np.ascontiguousarray(tokens[:, at : at + n])
         at += n
-        got = model.decode(ops, params, part, cache)
+        got = decode(ops, model, params, part, cache)
         assert got.shape == (2, model.config.vocab_size)
         assert relative(got, logits[:, at - 1]) < LOGITS_TOLERANCE
-    assert cache.length == 9
+    assert cache.lengths.tolist() == [9, 9]
 
 
 @pytest.mark.parametrize("make_ops", ALL_OPS)
@@ -158,11 +166,11 @@ def test_a_sequence_in_a_batch_is_the_same_alone(rng, make_ops):
     tokens, _ = batch(rng, model, 4, 10)
     together = model.logits(ops, params, tokens)
     cache = new_cache(model, 4)
-    decoded = model.decode(ops, params, tokens, cache)
+    decoded = decode(ops, model, params, tokens, cache)
     for i in range(4):
         one = np.ascontiguousarray(tokens[i : i + 1])
         assert relative(together[i], model.logits(ops, params, one)[0]) < LOGITS_TOLERANCE
-        alone = model.decode(ops, params, one, new_cache(model, 1))
+        alone = decode(ops, model, params, one, new_cache(model, 1))
         assert relative(decoded[i], alone[0]) < LOGITS_TOLERANCE
 
 

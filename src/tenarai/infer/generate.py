@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tenarai.errors import TenaraiError
+from tenarai.infer.batch import Batch
 from tenarai.infer.kv_cache import KVCache
 from tenarai.infer.sampler import Sampler, Sampling
 from tenarai.infer.timings import Timings
@@ -23,32 +24,53 @@ def generate_ids(
     sampler: Sampler | None = None,
     stop: Collection[int] = (),
     timings: Timings | None = None,
+    *,
+    batch: int = 512,
+    keep: int = 0,
 ) -> Iterator[int]:
     """The tokens after `prompt` (at least one id), one at a time, at most `max_tokens`.
 
-    Ends before a token of `stop`. Where prompt and continuation outgrow the model's context, the
-    older half is forgotten and the newer one read again: positions of GPT-2 are absolute, so a
-    cache cannot be moved. The sampler begins anew; what is spent is added to `timings`. Raises
-    TenaraiError for an empty prompt or an id outside the vocabulary.
+    The prompt is read `batch` tokens at a time. Ends before a token of `stop`. Where prompt and
+    continuation outgrow the model's context, the first `keep` tokens and the newer half of the
+    rest stay and are read again. The sampler begins anew; what is spent is added to `timings`.
+    Raises TenaraiError for an empty prompt or an id outside the vocabulary.
     """
     config = model.config
     ids = _checked(prompt, config.vocab_size)
     sampler, timings = sampler or Sampler(), timings or Timings()
     sampler.begin(ids)
-    cache, fresh = _cache(config), ids[-config.context :]
+    cache = KVCache(model.cache_layers(), 1, config.context, min(batch, config.context))
+    fresh = ids if len(ids) <= config.context else _kept(ids, config.context, keep)
     for i in range(max_tokens):
-        if cache.length + len(fresh) > config.context:
-            cache, fresh = _cache(config), ids[-max(1, config.context // 2) :]
+        if cache.lengths[0] + len(fresh) > config.context:
+            cache.clear(0)
+            fresh = _kept(ids, max(1, config.context // 2), keep)
         with timings.evaluating() if i else timings.reading(len(fresh)):
-            logits = model.decode(ops, params, np.asarray([fresh], np.int32), cache)  # (1, V)
+            logits = _read(ops, model, params, fresh, cache)  # (V,)
         with timings.sampling():
-            token = sampler.sample(logits[0])
+            token = sampler.sample(logits)
         if token in stop:
             return
         sampler.accept(token)
         yield token
         ids.append(token)
         fresh = [token]
+
+
+def _read(ops: Any, model: Any, params: Any, tokens: list[int], cache: KVCache) -> np.ndarray:
+    """The logits (V,) after `tokens`, which follow those in the cache."""
+    for start in range(0, len(tokens), cache.rows):
+        part = np.asarray(tokens[start : start + cache.rows], np.int32)
+        batch = Batch(cache, [(0, len(part))])
+        logits = model.decode(ops, params, part, batch)  # (1, V)
+        batch.finish()
+    return logits[0]
+
+
+def _kept(ids: list[int], room: int, keep: int) -> list[int]:
+    """The first `keep` of `ids` and as many of the last as there is room for."""
+    first = ids[: min(keep, room - 1)]
+    return first + ids[len(ids) - (room - len(first)) :]
 
 
 def generate_text(
@@ -96,7 +118,3 @@ def _checked(prompt: Sequence[int], vocab_size: int) -> list[int]:
             "is the tokenizer from another model?"
         )
     return ids
-
-
-def _cache(config: Any) -> KVCache:
-    return KVCache(config.layers, 1, config.context, config.heads, config.width // config.heads)

@@ -1,41 +1,79 @@
-"""Keys and values of the tokens so far, so that a new token attends to them without
-computing them again."""
+"""Keys and values of the tokens so far, so that a new token attends to them without computing
+them again. Which rows of a batch belong to which sequence is left to batch.py."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
+
+from tenarai.models.cache_layer import CacheLayer
 
 Array = np.ndarray
 
 
 class KVCache:
-    """Room for `context` tokens of B sequences that go forward together.
+    """Room for `slots` sequences of up to `context` tokens, of which at most `rows` come at once.
 
-    keys, values: a float32 array (B, context, K, D) a layer.
+    A layer's keys and values lie as (slots, K, capacity, D), so that a head's rows are side by
+    side. A layer with a window W keeps 2W + rows of them: when they are full, the last W - 1 move
+    to the front, which costs a row less than one copy of itself. Memory is taken when it is
+    written, not before.
     """
 
-    def __init__(self, layers: int, batch: int, context: int, heads: int, head_size: int):
-        shape = (batch, context, heads, head_size)
-        self.keys = [np.zeros(shape, np.float32) for _ in range(layers)]
-        self.values = [np.zeros(shape, np.float32) for _ in range(layers)]
-        self.context = context
-        self.length = 0  # tokens held
+    def __init__(
+        self,
+        layers: Sequence[CacheLayer],
+        slots: int,
+        context: int,
+        rows: int = 512,
+        dtype: np.dtype | type = np.float32,
+    ):
+        self.layers = tuple(layers)
+        self.context, self.rows = context, rows
+        self.lengths = np.zeros(slots, np.int32)  # tokens of each sequence so far
+        self._held = np.zeros((len(self.layers), slots), np.int64)  # rows of it that are kept
+        shapes = [(slots, c.heads, self._capacity(c), c.head_size) for c in self.layers]
+        self.keys = [np.zeros(shape, dtype) for shape in shapes]
+        self.values = [np.zeros(shape, dtype) for shape in shapes]
 
-    def layer(self, i: int) -> Callable[[Array, Array], tuple[Array, Array]]:
-        """Appends k and v (B, T, K, D) to layer i and returns all of its (B, S, K, D)."""
+    def _capacity(self, layer: CacheLayer) -> int:
+        if layer.window is None:
+            return self.context
+        return min(self.context, 2 * layer.window + self.rows)
 
-        def append(k: Array, v: Array) -> tuple[Array, Array]:
-            start, end = self.length, self.length + k.shape[1]
-            if end > self.context:
-                raise ValueError(f"{end} tokens do not fit a context of {self.context}")
-            self.keys[i][:, start:end] = k
-            self.values[i][:, start:end] = v
-            return self.keys[i][:, :end], self.values[i][:, :end]
+    @property
+    def nbytes(self) -> int:
+        """Bytes when every sequence is as long as it may be."""
+        return sum(a.nbytes for a in self.keys + self.values)
 
-        return append
+    def append(self, i: int, slot: int, k: Array, v: Array) -> tuple[Array, Array]:
+        """Adds k and v (T, K, D) to layer i of a sequence and returns, as views (1, S, K, D), the
+        keys and values that the newest T tokens may see. Raises ValueError past the context."""
+        T, window = len(k), self.layers[i].window
+        held = int(self._held[i, slot])
+        keys, values = self.keys[i][slot], self.values[i][slot]  # (K, capacity, D)
+        if self.lengths[slot] + T > self.context:
+            raise ValueError(f"{self.lengths[slot] + T} tokens exceed a context of {self.context}")
+        if held + T > keys.shape[1]:
+            if window is None or window - 1 + T > keys.shape[1]:
+                raise ValueError(f"{T} rows at once, the cache was made for {self.rows}")
+            keep = min(held, window - 1)
+            for array in (keys, values):
+                array[:, :keep] = array[:, held - keep : held].copy()
+            held = keep
+        end = held + T
+        keys[:, held:end] = k.swapaxes(0, 1)
+        values[:, held:end] = v.swapaxes(0, 1)
+        self._held[i, slot] = end
+        start = 0 if window is None else max(0, end - (window - 1 + T))
+        return keys[None, :, start:end].swapaxes(1, 2), values[None, :, start:end].swapaxes(1, 2)
 
-    def advance(self, T: int) -> None:
+    def advance(self, slot: int, T: int) -> None:
         """Counts T tokens as held, once every layer has appended them."""
-        self.length += T
+        self.lengths[slot] += T
+
+    def clear(self, slot: int) -> None:
+        """Forgets a sequence."""
+        self.lengths[slot] = 0
+        self._held[:, slot] = 0

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from .cache_layer import CacheLayer
 from .table import Param
 
 Array = np.ndarray
@@ -193,15 +194,13 @@ class GPT2:
         x: Array,
         masks: Callable[[int], tuple | None],
         site: int,
-        cache: Callable[[Array, Array], tuple[Array, Array]] | None = None,
+        attend: Callable[[Array, Array, Array], tuple[Array, Any]] | None = None,
     ) -> tuple[Array, tuple]:
         c = self.config
         a, norm1 = ops.layer_norm_forward(x, w["ln_1.weight"], w.get("ln_1.bias"), eps=c.norm_eps)
         qkv, to_qkv = ops.linear_forward(a, w["attn.c_attn.weight"], w.get("attn.c_attn.bias"))
         q, k, v = self._heads(qkv)  # (B, T, H, D) each
-        if cache:
-            k, v = cache(k, v)  # (B, S, H, D)
-        y, attention = ops.attention_forward(q, k, v)  # (B, T, H, D)
+        y, attention = (attend or ops.attention_forward)(q, k, v)  # (B, T, H, D)
         y = y.reshape(x.shape)
         x, from_y = _add_branch(
             ops, ops.linear_forward, y, w["attn.c_proj.weight"], w.get("attn.c_proj.bias"), x,
@@ -259,18 +258,29 @@ class GPT2:
         x, _ = self._hidden_forward(ops, params, tokens, False, None)
         return ops.linear_forward(x, params["wte.weight"])[0]
 
-    def decode(self, ops: Any, params: Any, tokens: Array, cache: Any) -> Array:
-        """Logits (B, V) after the last of tokens (B, T), which follow those in the cache."""
+    def cache_layers(self) -> tuple[CacheLayer, ...]:
+        """What is to be kept of each layer's past tokens."""
+        c = self.config
+        return (CacheLayer(c.heads, c.width // c.heads),) * c.layers
+
+    def decode(self, ops: Any, params: Any, tokens: Array, batch: Any) -> Array:
+        """Logits (n, V) after the rows that `batch.outputs` names. tokens (N,) int32: rows of any
+        number of sequences, at `batch.positions`. docs/design.md has the contract."""
         x, _ = ops.embedding_forward(
-            tokens, params["wte.weight"], params["wpe.weight"], start=cache.length
+            tokens, params["wte.weight"], params["wpe.weight"], positions=batch.positions
         )
+        x = x[None]  # (1, N, C)
         for i in range(self.config.layers):
-            append = cache.layer(i)
-            x, _ = self._block_forward(ops, params.scope(f"h.{i}."), x, lambda s: None, 0, append)
-        cache.advance(tokens.shape[1])
-        x = np.ascontiguousarray(x[:, -1])  # (B, C)
+
+            def attend(q: Array, k: Array, v: Array, i: int = i) -> tuple[Array, None]:
+                return batch.attention(ops, i, q[0], k[0], v[0])[None], None
+
+            x, _ = self._block_forward(ops, params.scope(f"h.{i}."), x, lambda s: None, 0, attend)
         x, _ = ops.layer_norm_forward(
-            x, params["ln_f.weight"], params.get("ln_f.bias"), eps=self.config.norm_eps
+            batch.wanted(ops, x[0]),  # (n, C)
+            params["ln_f.weight"],
+            params.get("ln_f.bias"),
+            eps=self.config.norm_eps,
         )
         return ops.linear_forward(x, params["wte.weight"])[0]
 
