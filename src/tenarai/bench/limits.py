@@ -106,6 +106,13 @@ def read_bandwidth(nbytes: int = 1 << 30, repeats: int = 5) -> float:
     return (a.nbytes + b.nbytes) / min(call_seconds(lambda: np.dot(a, b), SECONDS, repeats)) / 1e9
 
 
+def read_bandwidth_alone(threads: int) -> float:
+    """Best GB/s of reading memory on `threads` threads, by a process that ends before others
+    are measured."""
+    with Peer("tenarai.bench.limits", threads, {}) as peer:
+        return peer.ask({"bandwidth": BANDWIDTH_BYTES})["bandwidth"]
+
+
 class StepLimits:
     """The best GEMM times at a GPT-2 step's shapes, and the memory bandwidth, best of all rounds.
 

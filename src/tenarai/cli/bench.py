@@ -31,6 +31,17 @@ Examples:
       one line of JSON, no peer
 """
 
+INFER_EXAMPLES = """
+\b
+Examples:
+  tenarai bench infer -m smollm2 -p 512 -n 64 --threads 2 --vs llama-cpp
+      a model that `tenarai pull smollm2` fetched, beside llama.cpp
+  tenarai bench infer -m model-q4_k_m.gguf --activations float32
+      the exact path, no peer
+  tenarai bench infer -m smollm2 --sequences 4 --json
+      four texts at once; one line of JSON
+"""
+
 PEERS = {"none": (), "torch": ("eager", "compile"), "eager": ("eager",), "compile": ("compile",)}
 
 threads_option = click.option("--threads", "-t", type=click.IntRange(1), default=None,
@@ -108,6 +119,44 @@ def ops(threads: int | None, only: str, vs: str | None, isa: str | None, as_json
     torch = vs == "torch" or (vs is None and torch_is_installed())
     result = run(threads or default_threads(), only, torch=torch, isa=isa, say=_say)
     _show(result, table, as_json)
+
+
+@bench.command(epilog=INFER_EXAMPLES)
+@click.option("-m", "--model", "path", metavar="MODEL", required=True, help="A GGUF file or name.")
+@click.option("-p", "--prompt", type=click.IntRange(1), default=512, show_default=True,
+              help="Tokens of the prompt.")  # fmt: skip
+@click.option("-n", "--generate", type=click.IntRange(1), default=64, show_default=True,
+              help="Tokens to write.")  # fmt: skip
+@click.option("--sequences", type=click.IntRange(1, 64), default=1, show_default=True,
+              help="Texts at once.")  # fmt: skip
+@threads_option
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True,
+              help="Measured, after one that is not.")  # fmt: skip
+@click.option("--activations", type=click.Choice(["int8", "float32"]), default="int8",
+              show_default=True)  # fmt: skip
+@click.option("--vs", type=click.Choice(["none", "llama-cpp"]), default="none", show_default=True)
+@json_option
+def infer(
+    path: str,
+    prompt: int,
+    generate: int,
+    sequences: int,
+    threads: int | None,
+    rounds: int,
+    activations: str,
+    vs: str,
+    as_json: bool,
+) -> None:
+    """Time a prompt and the writing of tokens."""
+    from tenarai.bench import infer as measured
+    from tenarai.io.named_models import model_path
+    from tenarai.ops.fast import default_threads
+
+    benchmark = measured.InferBenchmark(
+        str(model_path(path)), prompt, generate, sequences, threads or default_threads(), rounds,
+        activations, vs == "llama-cpp",
+    )  # fmt: skip
+    _show(measured.run(benchmark, _say), measured.table, as_json)
 
 
 def _config(preset: str) -> Any:
