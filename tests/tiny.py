@@ -4,12 +4,14 @@ import json
 import random
 from pathlib import Path
 
+import tokenizers
+
 from tenarai.io.checkpoint import Checkpoint
 from tenarai.io.checkpoint_folder import list_checkpoints
 from tenarai.models import snapshot
 from tenarai.models.gpt2 import GPT2, GPT2Config
 from tenarai.models.table import Weights
-from tenarai.tokenizers import ByteTokenizer
+from tenarai.tokenizers import ByteTokenizer, HFTokenizer
 from tenarai.train.report import Report
 
 # Dropout, accumulation and samples, so that every random stream has to be the right one.
@@ -36,13 +38,25 @@ TINY = {
 }
 
 
-def write_model(path: Path, context: int = 64, seed: int = 3) -> Path:
+def write_model(path: Path, context: int = 64, seed: int = 3, tokenizer=None) -> Path:
     """A GPT-2 over bytes with random weights, as a checkpoint: enough for the command line."""
-    model = GPT2(GPT2Config(vocab_size=256, context=context, layers=2, heads=2, width=32))
+    tokenizer = tokenizer or ByteTokenizer()
+    size = {"vocab_size": tokenizer.vocab_size, "context": context}
+    model = GPT2(GPT2Config(**size, layers=2, heads=2, width=32))
     params = Weights(model.table()).initialise(seed)
     params.flat *= 5
-    snapshot.write(path, model, params, ByteTokenizer().to_json())
+    snapshot.write(path, model, params, tokenizer.to_json())
     return path
+
+
+def chat_tokenizer() -> HFTokenizer:
+    """Bytes, and the special tokens of ChatML: 256 and 257 begin and end a turn."""
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    hf = tokenizers.Tokenizer(tokenizers.models.BPE({c: i for i, c in enumerate(letters)}, []))
+    hf.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    hf.decoder = tokenizers.decoders.ByteLevel()
+    hf.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    return HFTokenizer(json.loads(hf.to_str()))
 
 
 def write_text(path: Path, words: int = 1500) -> Path:

@@ -220,6 +220,8 @@ class Model:
         sampling: Sampling | None = None,
         stream: bool = False,
         return_tokens: bool = False,
+        batch: int = 512,
+        keep: int = 0,
         timings: Timings | None = None,
     ) -> str | list[int] | Iterator[str] | Iterator[int]:
         """What follows `prompt` (text, or token ids), without it, up to a token that ends a text.
@@ -227,7 +229,8 @@ class Model:
         A string; with `return_tokens` a list of ids; with `stream` an iterator over pieces of
         text (or ids). `temperature` 0 always takes the most probable token; `top_k` 0 and `top_p`
         1 cut nothing off; `sampling` says all of this and more. The same seed gives the same
-        tokens. What it costs is added to `timings`.
+        tokens. The prompt is read `batch` tokens at a time, its first `keep` stay when the context
+        is full. What it costs is added to `timings`.
         Raises TenaraiError: settings out of bounds, text without a tokenizer, ids that are none.
         """
         sampling = sampling or Sampling(temperature, top_k, top_p)
@@ -243,8 +246,9 @@ class Model:
         stop = self.tokenizer.end_tokens if self.tokenizer else ()
         sampler = Sampler(sampling, seed=seed, tokenizer=self.tokenizer)
         tokens = generate_ids(
-            self.ops, self.model, self.params, ids, max_tokens, sampler, stop, timings
-        )
+            self.ops, self.model, self.params, ids, max_tokens, sampler, stop, timings,
+            batch=batch, keep=keep,
+        )  # fmt: skip
         if return_tokens:
             return tokens if stream else list(tokens)
         pieces = self._decoded(tokens)

@@ -25,6 +25,7 @@ VERBS = {
     "train": ("train", "Train a GPT from nothing."),
     "run": ("run", "Complete a prompt with a model."),
     "pull": ("pull", "Fetch a model that is known by name."),
+    "chat": ("chat", "Talk with a model."),
     "perplexity": ("perplexity", "Measure how well a model foretells a text."),
     "data": ("data", "Fetch a text, or turn texts into tokens."),
     "tokenize": ("tokenize", "Show how a text falls into tokens."),
@@ -110,7 +111,7 @@ def _show_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int,
     file: Any = None, line: str | None = None,
 ) -> None:  # fmt: skip
-    name = "warning" if issubclass(category, TenaraiWarning) else category.__name__
+    name = "warning" if issubclass(category, UserWarning) else category.__name__
     click.echo(f"{name}: {message}", err=True)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
 import click
+
+UNUSED_CP932 = frozenset("\x80\xa0\uf8f0\uf8f1\uf8f2\uf8f3")  # Python's reading of unused bytes
 
 
 def from_argument(text: str, name: str = "-p") -> str:
@@ -42,6 +45,16 @@ def from_file(file: str) -> str:
     (document,) = read_paths([file])
     click.echo(f"{file}: {len(document.text):,} characters, read as {document.encoding}", err=True)
     return document.text.removesuffix("\n")
+
+
+def from_bytes(data: bytes, encoding: str | None) -> str:
+    """A piped line: in the stream's encoding, else UTF-8, else Shift_JIS; U+FFFD for the rest."""
+    for name in (encoding or "utf-8", "utf-8", "cp932"):
+        with contextlib.suppress(UnicodeDecodeError):
+            text = data.decode(name)
+            if name != "cp932" or not UNUSED_CP932.intersection(text):
+                return text
+    return data.decode("utf-8", "replace")
 
 
 def write(text: str) -> None:

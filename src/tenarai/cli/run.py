@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,9 @@ def run(
     prompt = from_argument(prompt or "") if file is None else from_file(file)
     path, ignore_end = flags["path"], flags.pop("ignore_eos")
     model, seconds = open_model(flags)
+    start = time.perf_counter()
     tokenizer = need_tokenizer(model, path)
+    seconds += time.perf_counter() - start
     if ignore_end:
         sampling = forbidding(sampling, tokenizer)
     ids = tokenizer.with_bos(tokenizer.encode(prompt))
@@ -84,7 +87,7 @@ def run(
         click.echo(_head(sampling, seed, numbers), err=True)
         write("" if no_echo else prompt)
     timings = Timings(load_s=seconds)
-    _complete(model, done, sampling, seed, count, timings, show=not as_json)
+    _complete(model, done, sampling, seed, numbers, timings, show=not as_json)
     if as_json:
         click.echo(
             json.dumps(_document(done, sampling, seed, numbers, timings), ensure_ascii=False)
@@ -100,14 +103,14 @@ def _complete(
     done: Completion,
     sampling: Sampling,
     seed: int,
-    count: int,
+    numbers: dict[str, int],
     timings: Timings,
     show: bool,
 ) -> None:
     """Generate into `done`, and onto stdout as it comes; Ctrl-C ends it."""
     assert model.tokenizer is not None
-    decoder = model.tokenizer.stream()
-    limit = count if count >= 0 else ENDLESS
+    decoder = model.tokenizer.stream(start=not done.prompt)
+    limit = numbers["n_predict"] if numbers["n_predict"] >= 0 else ENDLESS
 
     def put(piece: str) -> None:
         done.text += piece
@@ -117,7 +120,8 @@ def _complete(
     try:
         for token in model.generate(
             done.ids, limit, seed=seed, sampling=sampling,
-            stream=True, return_tokens=True, timings=timings,
+            stream=True, return_tokens=True, batch=numbers["n_batch"], keep=numbers["n_keep"],
+            timings=timings,
         ):  # fmt: skip
             done.tokens.append(int(token))
             put(decoder.push(int(token)))
