@@ -353,3 +353,30 @@ def test_llm_c_cannot_hold_it(rng, tmp_path):
     opened = Model(model, random_weights(model, rng, np.float32), ops=reference)
     with pytest.raises(tenarai.TenaraiError, match="holds GPT-2 only, this is a Llama"):
         opened.save(tmp_path / "m.bin")
+
+
+def test_flops_are_those_that_gpt2_counts():
+    """6 a weight that multiplies, 12·H·D a key that a query sees."""
+    model = Llama(LlamaConfig(**(ODD | {"windows": (3, None)})))
+    weights = sum(p.size for p in model.table() if p.name != "wte.weight")
+    assert model.flops_per_token(9) == 6 * weights + 12 * 24 * (3 + 9)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("options", ["plain", "gemma"])
+def test_a_step_in_an_arena_has_the_same_bits(rng, options, recompute):
+    pytest.importorskip("tenarai._kernels", reason="the compiled core is not built here")
+    from tenarai.ops import Arena, Fast
+
+    model = Llama(LlamaConfig(**(ODD | OPTIONS[options])), recompute)
+    params = random_weights(model, rng, np.float32)
+    tokens, targets = our_batch(rng, model, 2, 9)
+    loss, grads = loss_and_grads(Fast(threads=2), model, params, tokens, targets)
+    ops = Fast(threads=2, arena=Arena())
+    plan = ops.arena.plan(lambda: loss_and_grads(ops, model, params, tokens, targets))
+    ops.arena.allocate(plan)
+    for _ in range(2):
+        with ops.arena.use(plan):
+            again, grads_again = loss_and_grads(ops, model, params, tokens, targets)
+        assert again == loss
+        np.testing.assert_array_equal(grads_again.flat, grads.flat)
