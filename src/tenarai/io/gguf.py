@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from tenarai.io import bfloat16, formats
+from tenarai.io import formats
 from tenarai.io.gguf_metadata import CUT_OFF, Cursor, Metadata, read_metadata
 from tenarai.io.gguf_types import (
     ALIGNMENT,
@@ -42,6 +42,7 @@ from tenarai.io.gguf_types import (
     shown,
 )
 from tenarai.quant import FORMATS, Format, QuantTensor
+from tenarai.quant.dequantize import dequantize
 
 PathName = str | os.PathLike[str]
 MIN_TENSOR = 8 + 1 + 4 + 8 + 4 + 8  # bytes of the smallest entry
@@ -91,19 +92,14 @@ class GGUFTensor:
         return QuantTensor(self.format, (self.shape[0], self.shape[1]), self.raw())
 
     def float32(self) -> np.ndarray:
-        """float32 (shape): a view for F32, widened for F16 and BF16.
+        """float32 (shape): a view for F32, made from the tensor's bytes for all other formats.
 
-        Raises GGUFError for blocks: `array` gives those.
+        Raises GGUFError for a type that tenarai does not compute with.
         """
         self._check_known()
         if self.format.name == "F32":
             return self.array()  # type: ignore[return-value]
-        data = self.raw().reshape(-1)
-        if self.format.name == "F16":
-            return data.view("<f2").astype(np.float32).reshape(self.shape)
-        if self.format.name == "BF16":
-            return bfloat16.widen(data.view("<u2")).reshape(self.shape)
-        raise self._fail(f"stored as {self.format.name}, expected F32, F16 or BF16")
+        return dequantize(self.raw(), self.format).reshape(self.shape)
 
     def _check_known(self) -> None:
         if self.format.name not in FORMATS:
