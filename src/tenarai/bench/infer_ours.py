@@ -13,6 +13,7 @@ import numpy as np
 
 from ..api import load
 from ..infer.batch import Batch
+from ..infer.decoder import Decoder
 from ..infer.kv_cache import KVCache
 from .peer import Answer, serve
 
@@ -48,8 +49,9 @@ def configure(request: dict[str, Any]) -> Answer:
         tokens = [int(logits[0].argmax())] * len(slots)
         written = [tokens[0]]
         start = time.perf_counter()
+        decoder = Decoder(ops, model, params, cache, slots)
         for _ in range(ask["generate"]):
-            logits = rows(cache, tokens, [(slot, 1) for slot in slots])
+            logits = decoder(tokens)
             tokens = [int(row.argmax()) for row in logits]
             written.append(tokens[0])
         decode = time.perf_counter() - start

@@ -30,25 +30,43 @@ class Batch:
         outputs: Sequence[int] | None = None,
     ):
         self.cache, self.parts = cache, tuple(parts)
-        starts = [int(cache.lengths[slot]) for slot, _ in self.parts]
-        places = [
-            np.arange(s, s + n, dtype=np.int32)
-            for s, (_, n) in zip(starts, self.parts, strict=True)
-        ]
-        self.positions = np.concatenate(places)
-        ends = np.cumsum([n for _, n in self.parts])
-        self._rows = [slice(e - n, e) for e, (_, n) in zip(ends, self.parts, strict=True)]
+        counts = [n for _, n in self.parts]
+        ends = np.cumsum(counts)
+        self._rows = [slice(e - n, e) for e, n in zip(ends, counts, strict=True)]
         self.outputs = np.asarray(ends - 1 if outputs is None else outputs, np.int32)
+        self.positions = np.empty(sum(counts), np.int32)
+        self._singly = all(n == 1 for n in counts)
+        self._slots = np.array([slot for slot, _ in self.parts], np.int32)
+        shape = (len(cache.windows), len(self.parts))
+        self._places, self._firsts = np.empty(shape, np.int32), np.empty(shape, np.int32)
+        self.begin()
+
+    def begin(self) -> None:
+        """The next tokens of the same parts: all arrays stay where they are."""
+        for (slot, n), rows in zip(self.parts, self._rows, strict=True):
+            self.cache.make_room(slot, n)
+            start = self.cache.lengths[slot]
+            self.positions[rows] = np.arange(start, start + n)
+        self._places[...] = self.cache.held[:, self._slots]
+        for kind, window in enumerate(self.cache.windows):
+            first = 0 if window is None else np.maximum(0, self._places[kind] - (window - 1))
+            self._firsts[kind] = first
 
     def attention(
         self, ops: Any, i: int, q: Array, k: Array, v: Array, *, scale: float | None = None
     ) -> Array:
         """y (N, H, D): rows of q (N, H, D) attend to their own sequences in layer i, to which
         k and v (N, K, D) are added first."""
+        cache = self.cache
+        if self._singly:
+            kind = cache.kinds[i]
+            places = (self._slots, self._places[kind], self._firsts[kind])
+            kept = (cache.keys[i], cache.values[i])
+            return ops.cache_attention(q, k, v, *kept, *places, scale=scale)
         y = ops.empty_like(q)
         for (slot, _), rows in zip(self.parts, self._rows, strict=True):
-            keys, values = self.cache.append(i, slot, k[rows], v[rows])
-            window = self.cache.layers[i].window
+            keys, values = cache.append(i, slot, k[rows], v[rows])
+            window = cache.layers[i].window
             ops.attention_forward(
                 q[rows][None], keys, values, scale=scale, window=window, out=y[rows][None]
             )

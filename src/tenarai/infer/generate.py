@@ -9,6 +9,7 @@ import numpy as np
 
 from tenarai.errors import TenaraiError
 from tenarai.infer.batch import Batch
+from tenarai.infer.decoder import Decoder
 from tenarai.infer.kv_cache import KVCache
 from tenarai.infer.sampler import Sampler, Sampling
 from tenarai.infer.timings import Timings
@@ -40,13 +41,17 @@ def generate_ids(
     sampler, timings = sampler or Sampler(), timings or Timings()
     sampler.begin(ids)
     cache = KVCache(model.cache_layers(), 1, config.context, min(batch, config.context))
+    decoder = Decoder(ops, model, params, cache, [0])
     fresh = ids if len(ids) <= config.context else _kept(ids, config.context, keep)
     for i in range(max_tokens):
         if cache.lengths[0] + len(fresh) > config.context:
             cache.clear(0)
             fresh = _kept(ids, max(1, config.context // 2), keep)
         with timings.evaluating() if i else timings.reading(len(fresh)):
-            logits = _read(ops, model, params, fresh, cache)  # (V,)
+            if len(fresh) > 1 or not i:
+                logits = _read(ops, model, params, fresh, cache)  # (V,)
+            else:
+                logits = decoder(fresh)[0]
         with timings.sampling():
             token = sampler.sample(logits)
         if token in stop:

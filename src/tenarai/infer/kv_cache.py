@@ -32,48 +32,58 @@ class KVCache:
         self.layers = tuple(layers)
         self.context, self.rows = context, rows
         self.lengths = np.zeros(slots, np.int32)  # tokens of each sequence so far
-        self._held = np.zeros((len(self.layers), slots), np.int64)  # rows of it that are kept
-        shapes = [(slots, c.heads, self._capacity(c), c.head_size) for c in self.layers]
+        self.windows = tuple(dict.fromkeys(c.window for c in self.layers))
+        self.kinds = [self.windows.index(c.window) for c in self.layers]  # of each layer
+        self.held = np.zeros((len(self.windows), slots), np.int32)  # rows of it that are kept
+        shapes = [(slots, c.heads, self._capacity(c.window), c.head_size) for c in self.layers]
         self.keys = [np.zeros(shape, dtype) for shape in shapes]
         self.values = [np.zeros(shape, dtype) for shape in shapes]
 
-    def _capacity(self, layer: CacheLayer) -> int:
-        if layer.window is None:
+    def _capacity(self, window: int | None) -> int:
+        if window is None:
             return self.context
-        return min(self.context, 2 * layer.window + self.rows)
+        return min(self.context, 2 * window + self.rows)
 
     @property
     def nbytes(self) -> int:
         """Bytes when every sequence is as long as it may be."""
         return sum(a.nbytes for a in self.keys + self.values)
 
-    def append(self, i: int, slot: int, k: Array, v: Array) -> tuple[Array, Array]:
-        """Adds k and v (T, K, D) to layer i of a sequence and returns, as views (1, S, K, D), the
-        keys and values that the newest T tokens may see. Raises ValueError past the context."""
-        T, window = len(k), self.layers[i].window
-        held = int(self._held[i, slot])
-        keys, values = self.keys[i][slot], self.values[i][slot]  # (K, capacity, D)
+    def make_room(self, slot: int, T: int) -> None:
+        """Before T tokens are appended to a sequence, in every layer. Raises ValueError past the
+        context, or for more rows at once than the cache was made for."""
+        if self.rows < T:
+            raise ValueError(f"{T} rows at once, the cache was made for {self.rows}")
         if self.lengths[slot] + T > self.context:
             raise ValueError(f"{self.lengths[slot] + T} tokens exceed a context of {self.context}")
-        if held + T > keys.shape[1]:
-            if window is None or window - 1 + T > keys.shape[1]:
-                raise ValueError(f"{T} rows at once, the cache was made for {self.rows}")
+        for kind, window in enumerate(self.windows):
+            held = int(self.held[kind, slot])
+            if window is None or held + T <= self._capacity(window):
+                continue
             keep = min(held, window - 1)
-            for array in (keys, values):
-                array[:, :keep] = array[:, held - keep : held].copy()
-            held = keep
-        end = held + T
+            for i, other in enumerate(self.kinds):
+                if other == kind:
+                    for array in (self.keys[i][slot], self.values[i][slot]):
+                        array[:, :keep] = array[:, held - keep : held].copy()
+            self.held[kind, slot] = keep
+
+    def append(self, i: int, slot: int, k: Array, v: Array) -> tuple[Array, Array]:
+        """Adds k and v (T, K, D) to layer i of a sequence and returns, as views (1, S, K, D), the
+        keys and values that the newest T tokens may see."""
+        window, held = self.layers[i].window, int(self.held[self.kinds[i], slot])
+        keys, values = self.keys[i][slot], self.values[i][slot]  # (K, capacity, D)
+        end = held + len(k)
         keys[:, held:end] = k.swapaxes(0, 1)
         values[:, held:end] = v.swapaxes(0, 1)
-        self._held[i, slot] = end
-        start = 0 if window is None else max(0, end - (window - 1 + T))
+        start = 0 if window is None else max(0, end - (window - 1 + len(k)))
         return keys[None, :, start:end].swapaxes(1, 2), values[None, :, start:end].swapaxes(1, 2)
 
     def advance(self, slot: int, T: int) -> None:
         """Counts T tokens as held, once every layer has appended them."""
         self.lengths[slot] += T
+        self.held[:, slot] += T
 
     def clear(self, slot: int) -> None:
         """Forgets a sequence."""
         self.lengths[slot] = 0
-        self._held[:, slot] = 0
+        self.held[:, slot] = 0

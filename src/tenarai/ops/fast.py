@@ -282,6 +282,17 @@ class Fast:
         self._run("attention_forward", y, lse, q, k, v, scale, causal, window)
         return y, (q, k, v, y, lse, scale, causal, window)
 
+    def cache_attention(
+        self, q, k, v, keys, values, slots, places, firsts, *, scale=None, out=None
+    ):
+        N, H, D = q.shape
+        scale = D**-0.5 if scale is None else scale
+        y = self._new(N, H, D) if out is None else out
+        places = (slots, places, firsts)
+        new = (q[None], k[None], v[None])
+        self._run("cache_attention", y[None], self._new(H), *new, keys, values, *places, scale)
+        return y
+
     def attention_backward(self, dy, saved, *, out=None):
         q, k = saved[:2]
         if out is None:

@@ -9,6 +9,7 @@ and no conj, masks are applied by `where`.
 from numpy import empty_like
 
 from .attention import attention_backward, attention_forward
+from .cache_attention import cache_attention
 from .cross_entropy import cross_entropy_backward, cross_entropy_forward
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
@@ -30,6 +31,7 @@ __all__ = [
     "adamw_step",
     "attention_backward",
     "attention_forward",
+    "cache_attention",
     "cross_entropy_backward",
     "cross_entropy_forward",
     "dropout_backward",
