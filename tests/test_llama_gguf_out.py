@@ -13,7 +13,6 @@ from test_llama_gguf import real, write_gguf
 
 gguf = pytest.importorskip("gguf")
 pytest.importorskip("torch")
-pytest.importorskip("tenarai.io.gguf_write")
 
 
 @pytest.fixture(params=CASES)
