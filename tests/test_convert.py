@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from tenarai.cli.convert import convert, inspect
+from tenarai.cli.convert import convert
+from tenarai.cli.inspect import inspect
 from tenarai.errors import TenaraiError
 from tenarai.io.checkpoint import write_checkpoint
 from tenarai.models.gpt2 import GPT2Config

@@ -11,7 +11,7 @@ from typing import Any
 from tenarai import tokenizers
 from tenarai.api import load
 from tenarai.errors import TenaraiError
-from tenarai.io import formats, hugging_face, llmc, safetensors_file
+from tenarai.io import formats, gguf, gguf_describe, hugging_face, llmc, safetensors_file
 from tenarai.models import snapshot
 
 PathName = str | os.PathLike[str]
@@ -49,13 +49,17 @@ def describe(path: PathName) -> dict[str, Any]:
 
     {"path", "kind", "config": {...}, "tokenizer": text or None, "tensors": [{"name", "dtype",
     "shape", "bytes"}], "numbers": count over all tensors, "bytes": their size}, and "run": {...}
-    for a run's checkpoint. Weights are not read, but a checkpoint's checksum is verified.
+    for a run's checkpoint, "metadata" and more for a GGUF file (io/gguf_describe.py). Weights are
+    not read, but a checkpoint's checksum is verified.
     Raises TenaraiError for what is no model file or is damaged.
     """
     path = Path(path)
     kind = formats.detect(path)
     if kind == formats.LLMC:
         return _describe_llmc(path, kind)
+    if kind == formats.GGUF:
+        found = gguf_describe.describe(gguf.read(path))
+        return found | _description(path, kind, {}, found["tokenizer"], found["tensors"])
     if kind == formats.HUGGING_FACE:
         config, found = hugging_face.read_folder(path)
         file = tokenizers.find(path)

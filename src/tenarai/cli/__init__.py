@@ -30,7 +30,7 @@ VERBS = {
     "data": ("data", "Fetch a text, or turn texts into tokens."),
     "tokenize": ("tokenize", "Show how a text falls into tokens."),
     "convert": ("convert", "Turn one kind of model file into another."),
-    "inspect": ("convert", "Show what is in a model file."),
+    "inspect": ("inspect", "Show what is in a model file."),
     "bench": ("bench", "Measure speed against the machine's limits and against peers."),
     "doctor": ("doctor", "Show what this machine and this installation can do."),
 }

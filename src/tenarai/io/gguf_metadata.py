@@ -131,6 +131,11 @@ class Metadata(Mapping[str, Any]):
         value = self._values[key]
         return value.count if isinstance(value, _Lazy) else len(value)
 
+    def first(self, key: str, count: int) -> Any:
+        """The first `count` elements of the array `key`; nothing more of it is decoded."""
+        value = self._values[key]
+        return (value.decode(count) if isinstance(value, _Lazy) else value)[:count]
+
 
 class _Lazy:
     """An array in the file, its bounds checked, not yet decoded."""
@@ -138,7 +143,8 @@ class _Lazy:
     def __init__(self, cursor: Cursor, key: str, count: int):
         self.cursor, self.key, self.count = cursor, key, count
 
-    def decode(self) -> Any:
+    def decode(self, count: int | None = None) -> Any:
+        """All elements, or the first `count` where there are as many."""
         raise NotImplementedError
 
 
@@ -152,9 +158,10 @@ class _Numbers(_Lazy):
             if count and bits.max() > 1:
                 raise cursor.fail(f"{shown(key)} has a truth value of {bits.max()}, not 0 or 1")
 
-    def decode(self) -> np.ndarray:
+    def decode(self, count: int | None = None) -> np.ndarray:
         # Copied, since a place in the middle of the metadata has no alignment.
-        values = np.frombuffer(self.cursor.data, self.dtype, self.count, self.at)
+        n = self.count if count is None else min(count, self.count)
+        values = np.frombuffer(self.cursor.data, self.dtype, n, self.at)
         values = values.astype(self.dtype.newbyteorder("="))
         values.flags.writeable = False
         return values
@@ -177,12 +184,13 @@ class _Strings(_Lazy):
         begins[count] = cursor.at = at
         self.begins = begins
 
-    def decode(self) -> list[str]:
+    def decode(self, count: int | None = None) -> list[str]:
         data, begins = self.cursor.data, self.begins
+        n = self.count if count is None else min(count, self.count)
         try:
-            return [data[begins[i] + 8 : begins[i + 1]].decode() for i in range(self.count)]
+            return [data[begins[i] + 8 : begins[i + 1]].decode() for i in range(n)]
         except UnicodeDecodeError:  # once more, to find which
-            for i in range(self.count):
+            for i in range(n):
                 self.cursor.text(begins[i] + 8, begins[i + 1], f"{shown(self.key)}, string {i:,},")
             raise
 
