@@ -7,6 +7,7 @@ for i in ids: print(stream.push(i), end="")   # stream = tokenizer.stream()
 
 from .base import StreamDecoder, Tokenizer, TokenizerError
 from .bpe import HFTokenizer, byte_level_bpe, train_bpe
+from .chat import ChatTemplate, chat_template, encode_chat
 from .files import find, from_document, load
 from .gguf import from_gguf
 from .simple import ByteTokenizer, CharTokenizer, IdTokenizer
@@ -14,12 +15,15 @@ from .simple import ByteTokenizer, CharTokenizer, IdTokenizer
 __all__ = [
     "ByteTokenizer",
     "CharTokenizer",
+    "ChatTemplate",
     "HFTokenizer",
     "IdTokenizer",
     "StreamDecoder",
     "Tokenizer",
     "TokenizerError",
     "byte_level_bpe",
+    "chat_template",
+    "encode_chat",
     "find",
     "from_document",
     "from_gguf",

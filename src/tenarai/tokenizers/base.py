@@ -50,6 +50,11 @@ class Tokenizer(ABC):
         write. Raises TokenizerError where a character has no id, or is half of a surrogate pair.
         """
 
+    def encode_marked(self, text: str, mark: str) -> list[int]:
+        """Ids of a chat template's text: special tokens as with `parse_special`, and `mark`, which
+        keeps names in messages from being such, taken out (chat.py)."""
+        return self.encode(text.replace(mark, ""))
+
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`. Bytes that are no UTF-8 and unknown ids become U+FFFD."""

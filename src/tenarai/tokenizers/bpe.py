@@ -28,6 +28,7 @@ from .base import (
 )
 from .byte_letters import byte_letters, bytes_of
 from .pieces import LazyPieces
+from .special import SpecialFinder, spliced
 from .untrusted import MAX_ID, check_document, check_merges, check_vocabulary
 from .vocabulary import BYTE_NAME, END_NAMES, SPACE
 
@@ -120,6 +121,13 @@ class HFTokenizer(Tokenizer):
             hf = self._parsing
             return self._guard_text(text, lambda: hf.encode(text, add_special_tokens=False).ids)
         return self._guard_text(text, lambda: self._ids(text))
+
+    def encode_marked(self, text: str, mark: str) -> list[int]:
+        if mark not in text:  # as the library has it, to the last space
+            return self.encode(text, parse_special=True)
+        swallow = frozenset(t.content for t in self._added.values() if t.special and t.rstrip)
+        parts = SpecialFinder(self.special, swallow).split(text)
+        return spliced(parts, lambda part: self.encode(part.replace(mark, "")))
 
     def decode(self, ids: Sequence[int]) -> str:
         if self._pieces:

@@ -15,7 +15,7 @@ from typing import Any, overload
 import numpy as np
 
 from .base import ByteStream, Tokenizer, piece_of, utf8
-from .special import SpecialFinder
+from .special import SpecialFinder, spliced
 from .vocabulary import PREFIX, TokenType, Vocabulary
 
 KEPT = (PREFIX, "tokenizer.chat_template", "general.architecture")
@@ -89,13 +89,12 @@ class PieceTokenizer(Tokenizer):
 
     def encode(self, text: str, parse_special: bool = False) -> list[int]:
         utf8(text)  # refuses surrogates
-        ids: list[int] = []
-        for part in (self._all_special if parse_special else self._defined).split(text):
-            if isinstance(part, int):
-                ids.append(part)
-            else:
-                ids += self._encode_plain(part)
-        return ids
+        finder = self._all_special if parse_special else self._defined
+        return spliced(finder.split(text), self._encode_plain)
+
+    def encode_marked(self, text: str, mark: str) -> list[int]:
+        parts = self._all_special.split(text)
+        return spliced(parts, lambda part: self.encode(part.replace(mark, "")))
 
     def id_of(self, piece: str) -> int | None:
         """The id of the token that is written so in the vocabulary, None where there is none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 # White space as Unicode has it, which is what the models' own tokenizers strip.
 _SPACES = re.compile(r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*")
@@ -48,8 +48,27 @@ class SpecialFinder:
         if start < len(text):
             yield text[start:]
 
+    def places(self, text: str) -> Iterator[int]:
+        """Every place where a name begins, also inside another name."""
+        at = -1
+        while self._head and (found := self._head.search(text, at + 1)):
+            at = found.start()
+            if self._match(text, at, found.group()):
+                yield at
+
     def _match(self, text: str, at: int, head: str) -> int:
         for length in self._lengths[head]:
             if text[at : at + length] in self._tokens:
                 return length
         return 0
+
+
+def spliced(parts: Iterable[str | int], encode: Callable[[str], list[int]]) -> list[int]:
+    """The ids of what `split` gives."""
+    ids: list[int] = []
+    for part in parts:
+        if isinstance(part, int):
+            ids.append(part)
+        else:
+            ids += encode(part)
+    return ids
