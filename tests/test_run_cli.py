@@ -132,7 +132,7 @@ def test_a_new_seed_each_time_unless_one_is_given(model):
         (["-c", "100000"], 1, "context is 100000"),
         (["--grammar", 'root ::= "a"'], 1, "ends the text"),
         (["--grammar", "a", "--json-schema", "{}"], 2, "not both"),
-        (["--cache-type", "q9"], 2, "f16"),
+        (["--activations", "int9"], 2, "float32"),
     ],
 )
 def test_bad_options_are_one_line(model, arguments, status, message, capsys):

@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from tenarai.errors import TenaraiError
 from tenarai.infer.sampler import Sampler, Sampling
 from tenarai.infer.samplers import mirostat, repetition, temperature, truncation
-from tenarai.infer.samplers.candidates import Candidates, largest, probabilities
+from tenarai.infer.samplers.candidates import (
+    Candidates,
+    descending,
+    largest,
+    probabilities,
+)
 from tenarai.infer.samplers.grammar import Grammar, Vocabulary
 from tenarai.infer.sampling import parse_bias, parse_order
 from tenarai.tokenizers import ByteTokenizer, HFTokenizer
@@ -236,6 +241,14 @@ def test_largest_of_many(rng, n, k):
     for l in (rng.normal(size=n), rng.integers(0, 9, n), np.zeros(n), np.arange(n), -np.arange(n)):
         l = l.astype(np.float32)
         assert largest(l, k).tolist() == np.argsort(-l, kind="stable")[:k].tolist()
+
+
+@pytest.mark.parametrize("n", [1, 511, 512, 4000])
+def test_descending(rng, n):
+    special = np.array([0.0, -0.0, np.inf, -np.inf, 1e-45, -1e-45, 3e38, -3e38], np.float32)
+    for l in (rng.normal(size=n), rng.integers(-2, 3, n), rng.choice(special, n), np.full(n, -0.0)):
+        l = l.astype(np.float32)
+        assert descending(l).tolist() == np.argsort(-l, kind="stable").tolist()
 
 
 # The chain

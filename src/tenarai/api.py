@@ -24,6 +24,7 @@ from tenarai import tokenizers
 from tenarai.errors import TenaraiError
 from tenarai.infer.generate import generate_ids, start_of_text
 from tenarai.infer.sampler import Sampler, Sampling
+from tenarai.infer.samplers.grammar import Vocabulary
 from tenarai.infer.timings import Timings
 from tenarai.io import formats, gguf
 from tenarai.models import exchange, families, gguf_exchange, llmc_exchange, snapshot
@@ -244,7 +245,8 @@ class Model:
                 "ask for return_tokens=True, or put a tokenizer.json beside it"
             )
         stop = self.tokenizer.end_tokens if self.tokenizer else ()
-        sampler = Sampler(sampling, seed=seed, tokenizer=self.tokenizer)
+        vocabulary = self._vocabulary if sampling.constrained and self.tokenizer else None
+        sampler = Sampler(sampling, seed=seed, tokenizer=self.tokenizer, vocabulary=vocabulary)
         tokens = generate_ids(
             self.ops, self.model, self.params, ids, max_tokens, sampler, stop, timings,
             batch=batch, keep=keep,
@@ -253,6 +255,12 @@ class Model:
             return tokens if stream else list(tokens)
         pieces = self._decoded(tokens)
         return pieces if stream else "".join(pieces)
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        """For grammars; it takes a second where the vocabulary is large."""
+        assert self.tokenizer is not None
+        return Vocabulary(self.tokenizer)
 
     def save(self, path: PathName, dtype: str = "float32") -> list[str]:
         """Write the model, in a format by suffix, and return what that format could not hold.

@@ -44,8 +44,6 @@ cache_options = apply(
                        f"[default: that, {USUAL_CONTEXT} at most]"),
         option(GROUP, "-b", "--batch-size", "batch", metavar="N", type=click.IntRange(1),
                default=512, show_default=True, help="Tokens of the prompt that are read at once."),
-        option(GROUP, "--cache-type", type=click.Choice(["f16", "q8", "f32"]), default="f16",
-               show_default=True, help="How keys and values of past tokens are kept."),
     ]
 )  # fmt: skip
 

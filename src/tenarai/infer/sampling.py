@@ -139,6 +139,11 @@ class Sampling:
     def greedy(self) -> bool:
         return self.temperature == 0
 
+    @property
+    def constrained(self) -> bool:
+        """Whether a grammar or a schema must be obeyed."""
+        return self.grammar is not None or self.json_schema is not None
+
     def links(self) -> tuple[str, ...]:
         """The names of the chain's links in the order in which they are applied.
 
@@ -153,8 +158,7 @@ class Sampling:
             names = tuple(name for name in names if name in ALWAYS)
             names += ("temperature", "mirostat" if self.mirostat == 1 else "mirostat_v2")
         on = {"dry": self.dry_multiplier > 0, "xtc": self.xtc_probability > 0}
-        constrained = self.grammar is not None or self.json_schema is not None
-        before = ("grammar",) * constrained + ("logit_bias",) * bool(self.logit_bias)
+        before = ("grammar",) * self.constrained + ("logit_bias",) * bool(self.logit_bias)
         return before + tuple(name for name in names if on.get(name, True))
 
     def __str__(self) -> str:

@@ -63,7 +63,22 @@ def most_probable_first(c: Candidates) -> Candidates:
     """Sorted by logit, descending; of equals the one that stood first comes first."""
     if (c.logits[1:] <= c.logits[:-1]).all():
         return c if c.ids is not None else c.take(np.arange(len(c.logits)))
-    return c.take(np.argsort(-c.logits, kind="stable"))
+    return c.take(descending(c.logits))
+
+
+def descending(logits: Array) -> Array:
+    """Places of the logits (n,) by size, the largest first; of equals the first comes first.
+
+    A float32 becomes an integer of the same order, and its place the low half of a 64-bit word:
+    sorting words is several times faster than a stable sort of places.
+    """
+    if logits.dtype != np.float32 or len(logits) < COLUMNS:
+        return np.argsort(-logits, kind="stable")
+    bits = (np.float32(0) - logits).view(np.uint32)  # ascending now, and 0 has one form
+    flipped = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31)).astype(np.uint64)
+    words = (flipped << np.uint64(32)) | np.arange(len(logits), dtype=np.uint64)
+    words.sort()
+    return (words & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
 def largest(logits: Array, k: int) -> Array:
@@ -76,9 +91,9 @@ def largest(logits: Array, k: int) -> Array:
     n = len(logits)
     columns = max(COLUMNS, 4 * k)
     if n < 2 * columns:
-        return np.argsort(-logits, kind="stable")[:k]
+        return descending(logits)[:k]
     rows = n // columns
     maxima = logits[: rows * columns].reshape(rows, columns).max(axis=0)
     bound = np.partition(maxima, columns - k)[columns - k]
     reach = np.flatnonzero(logits >= bound)
-    return reach[np.argsort(-logits[reach], kind="stable")[:k]]
+    return reach[descending(logits[reach])[:k]]
