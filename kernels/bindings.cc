@@ -27,7 +27,7 @@ void linear_forward(Machine& self, Out y, In x, In w, MaybeIn b, MaybeIn residua
   });
 }
 void linear_backward(Machine& self, MaybeOut dx, MaybeOut dw, MaybeOut db, In dy, In x, In w,
-                     std::string f) {
+                     std::string f, bool add) {
   const int64_t I = last(x, "x"), O = last(dy, "dy"), M = I ? size(x) / I : 0;
   matrix(w, O, I, "w (O, I)");
   expect(size(dy), M * O, "size of dy");
@@ -35,7 +35,7 @@ void linear_backward(Machine& self, MaybeOut dx, MaybeOut dw, MaybeOut db, In dy
   if (dw) matrix(*dw, O, I, "dw (O, I)");
   vector(db, O, "db");
   self.k.linear_backward(self.pool, pointer(dx), pointer(dw), pointer(db), dy.data(), x.data(),
-                         w.data(), M, I, O, gelu(f));
+                         w.data(), M, I, O, gelu(f), add);
 }
 
 void layer_norm_forward(Machine& self, Out y, Out mean, Out rstd, In x, In w, In b, float eps) {
@@ -310,7 +310,7 @@ NB_MODULE(_kernels, m) {
       .def("linear_forward", &linear_forward, a("y"), a("x"), a("w"), maybe("b"), maybe("residual"),
            "gelu"_a, Release())
       .def("linear_backward", &linear_backward, maybe("dx"), maybe("dw"), maybe("db"), a("dy"),
-           a("x"), a("w"), "gelu"_a, Release())
+           a("x"), a("w"), "gelu"_a, "add"_a, Release())
       .def("layer_norm_forward", &layer_norm_forward, a("y"), a("mean"), a("rstd"), a("x"), a("w"),
            a("b"), "eps"_a, Release())
       .def("layer_norm_backward", &layer_norm_backward, a("dx"), a("dw"), a("db"), a("dy"),

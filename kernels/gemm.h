@@ -63,6 +63,7 @@ static Grid choose_grid(i64 M, i64 N, i64 threads) {
 //   vf start(i, j, n)           what the sum over k is added to: n elements of row i from column j
 //   vf finish(vf, i, j, n)      the element that is stored, from the sum
 //   float* c; i64 stride;       where C is
+//   kStreams                    C is written once and not read soon: past the caches, if that goes
 // row_sums (M) or null += Σ_k A(i, k).
 template <class A, class B, class Epilogue>
 struct Product {
@@ -85,6 +86,7 @@ struct Product {
           pool.scratch(thread, static_cast<size_t>((lines + kCols) * depth) * sizeof(float)));
       rectangle(rows, columns, lines, depth, panels, panels + lines * depth,
                 thread % grid.columns == 0 ? row_sums : nullptr);
+      if (Epilogue::kStreams) stream_end();
     });
   }
 
@@ -125,15 +127,19 @@ struct Product {
   void strip(const float* a_panels, const float* b_panel, i64 i0, i64 m, i64 j0, i64 n, i64 k,
              bool first, bool last, Panel next) const {
     const i64 tiles = (m + kRows - 1) / kRows;
+    const bool streams = Epilogue::kStreams && first && last && n == kCols && aligned();
     alignas(64) float tile[kRows * kCols];
     for (i64 t = 0; t < tiles; ++t) {
       const i64 i = t * kRows, rows = at_most(kRows, m - i);
-      for (i64 row = 0; row < rows; ++row)
+      for (i64 row = 0; row < (streams ? 0 : rows); ++row)
         prefetch_row(epilogue.c + (i0 + i + row) * epilogue.stride + j0, n);
       b.prefetch(next.j, next.columns, next.k, next.depth, t, tiles);
       if (rows == kRows && n == kCols) {
         micro_kernel<kRows, kVectors>(tile, a_panels + i * k, b_panel, k);
-        finish<true>(tile, i0 + i, kRows, j0, kCols, first, last);
+        if (streams)
+          stream_tile(tile, i0 + i, j0);
+        else
+          finish<true>(tile, i0 + i, kRows, j0, kCols, first, last);
       } else {
         choose_micro_kernel(rows, n)(tile, a_panels + i * k, b_panel, k);
         finish<false>(tile, i0 + i, rows, j0, n, first, last);
@@ -168,6 +174,19 @@ struct Product {
       finish_rows<kFull>(epilogue, tile, i, rows, j, columns, true, last);
     else
       finish_rows<kFull>(epilogue, tile, i, rows, j, columns, false, last);
+  }
+
+  // A whole tile, the only one for its place, past the caches.
+  void stream_tile(const float* tile, i64 i, i64 j) const {
+    for (i64 row = 0; row < kRows; ++row)
+      for (i64 column = 0; column < kCols; column += kLanes)
+        stream(epilogue.c + (i + row) * epilogue.stride + j + column,
+               load(tile + row * kCols + column));
+  }
+  // Is every row of C, and so every tile that begins at whole vectors?
+  bool aligned() const {
+    return reinterpret_cast<uintptr_t>(epilogue.c) % kVectorBytes == 0 &&
+           epilogue.stride % kLanes == 0;
   }
 
   static void add_row_sums(float* sums, const float* panels, i64 m, i64 K) {

@@ -16,6 +16,7 @@ struct InputGradient {
   float* c;
   i64 stride;
   const float* x;
+  static constexpr bool kStreams = false;
 
   vf start(i64, i64, i64) const { return vf{}; }
   vf finish(vf sum, i64 i, i64 j, i64 n) const {
@@ -24,11 +25,14 @@ struct InputGradient {
   }
 };
 
+// Added to, or written: then past the caches, as a model's gradients exceed them.
+template <bool kAdd>
 struct WeightGradient {
   float* c;
   i64 stride;
+  static constexpr bool kStreams = !kAdd;
 
-  vf start(i64 i, i64 j, i64 n) const { return load_upto(c + i * stride + j, n); }
+  vf start(i64 i, i64 j, i64 n) const { return kAdd ? load_upto(c + i * stride + j, n) : vf{}; }
   vf finish(vf sum, i64, i64, i64) const { return sum; }
 };
 
@@ -107,6 +111,7 @@ static void forward_few(Pool& pool, const Forward& forward, const float* x, cons
 
 void linear_forward(Pool& pool, float* y, const float* x, const float* w, const float* b,
                     const float* residual, i64 M, i64 I, i64 O, Gelu f) {
+  if (M == 0) return;
   with(f, [&](auto function) {
     using Map = typename decltype(function)::Map;
     const Forward forward{y, O, b, residual};
@@ -118,15 +123,22 @@ void linear_forward(Pool& pool, float* y, const float* x, const float* w, const 
 }
 
 void linear_backward(Pool& pool, float* dx, float* dw, float* db, const float* dy, const float* x,
-                     const float* w, i64 M, i64 I, i64 O, Gelu f) {
+                     const float* w, i64 M, i64 I, i64 O, Gelu f, bool add) {
+  if (M == 0) {
+    if (dw && !add) std::memset(dw, 0, static_cast<size_t>(O * I) * 4);
+    return;
+  }
   with(f, [&](auto function) {
     using F = decltype(function);
     if (dx)
       multiply(pool, Along<Same>{dy, O}, Across<Same>{w, I}, InputGradient<F::value>{dx, I, x}, M,
                I, O);
-    if (dw)
-      multiply(pool, Across<Same>{dy, O}, Across<typename F::Map>{x, I}, WeightGradient{dw, I}, O,
-               I, M, db);
+    const Across<Same> dy_across{dy, O};
+    const Across<typename F::Map> x_across{x, I};
+    if (dw && add)
+      multiply(pool, dy_across, x_across, WeightGradient<true>{dw, I}, O, I, M, db);
+    else if (dw)
+      multiply(pool, dy_across, x_across, WeightGradient<false>{dw, I}, O, I, M, db);
   });
   if (db && !dw)
     for (i64 m = 0; m < M; ++m)

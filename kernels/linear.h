@@ -11,6 +11,7 @@ struct Forward {
   float* c;
   i64 stride;
   const float *bias, *residual;
+  static constexpr bool kStreams = false;
 
   vf start(i64 i, i64 j, i64 n) const {
     vf v = {};

@@ -56,10 +56,11 @@ namespace TENARAI_ISA {
 // f is GELU or nothing. y may be residual.
 void linear_forward(Pool&, float* y, const float* x, const float* w, const float* b,
                     const float* residual, int64_t M, int64_t I, int64_t O, Gelu);
-// dx (M, I) or null = dy (M, O) · w, times f'(x) where f is GELU; dw (O, I) or null += dyᵀ · f(x);
-// db (O) or null += the sum of dy over M. x is not read where dw is null and f is nothing.
+// dx (M, I) or null = dy (M, O) · w, times f'(x) where f is GELU; dw (O, I) or null += dyᵀ · f(x),
+// or = where not `add`; db (O) or null += the sum of dy over M. x is not read where dw is null and
+// f is nothing.
 void linear_backward(Pool&, float* dx, float* dw, float* db, const float* dy, const float* x,
-                     const float* w, int64_t M, int64_t I, int64_t O, Gelu);
+                     const float* w, int64_t M, int64_t I, int64_t O, Gelu, bool add);
 
 // quant_linear.cc. The same without f, with w (O, I) quantised: O rows of row_bytes in the format's
 // blocks, at any address. `rounded`: activations become whole numbers of 12 bits and more, else

@@ -9,6 +9,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #ifndef TENARAI_ISA
 #error "a kernel file is compiled once per instruction set, with -DTENARAI_ISA=name"
 #endif
@@ -43,6 +47,23 @@ TENARAI_INLINE vf load(const float* p) {
   return v;
 }
 TENARAI_INLINE void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
+
+// Past the caches where the CPU can, for what is not read again soon; p is aligned to a vector.
+// Others see it after stream_end.
+#if defined(__AVX512F__)
+TENARAI_INLINE void stream(float* p, vf v) { _mm512_stream_ps(p, v); }
+#elif defined(__AVX2__)
+TENARAI_INLINE void stream(float* p, vf v) { _mm256_stream_ps(p, v); }
+#elif defined(__SSE2__)
+TENARAI_INLINE void stream(float* p, vf v) { _mm_stream_ps(p, v); }
+#else
+TENARAI_INLINE void stream(float* p, vf v) { store(p, v); }
+#endif
+TENARAI_INLINE void stream_end() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
 
 // The first n < kLanes elements; the rest are zero, and not read.
 TENARAI_INLINE vf load_n(const float* p, i64 n) {

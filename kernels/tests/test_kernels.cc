@@ -23,6 +23,7 @@ double gelu_derivative(double x, Gelu f) {
 void test_linear(const Kernels& k, Pool& pool, int64_t M, int64_t I, int64_t O, Gelu f) {
   Array x(M * I), w(O * I), b(O), residual(M * O), dy(M * O);
   Array y(M * O), alone(M * O), dx(M * I), dw(O * I), db(O), db_alone(O, 0);
+  const std::vector<float> dw_before(dw.data(), dw.data() + O * I);
   Doubles want_y(static_cast<size_t>(M * O)), want_dx(static_cast<size_t>(M * I)),
       want_dw(dw.data(), dw.data() + O * I), want_db(db.data(), db.data() + O),
       want_db_alone(static_cast<size_t>(O)), want_alone(want_y);
@@ -56,12 +57,20 @@ void test_linear(const Kernels& k, Pool& pool, int64_t M, int64_t I, int64_t O, 
   k.linear_forward(pool, y.data(), x.data(), w.data(), b.data(), y.data(), M, I, O, f);
   expect_near(k.isa, name("y + b + itself"), y, want_y, tolerance);
   k.linear_backward(pool, dx.data(), dw.data(), db.data(), dy.data(), x.data(), w.data(), M, I, O,
-                    f);
+                    f, true);
   expect_near(k.isa, name("dx"), dx, want_dx, tolerance);
   expect_near(k.isa, name("dw"), dw, want_dw, tolerance);
   expect_near(k.isa, name("db"), db, want_db, tolerance);
+  // Written, not added to: what was there is gone.
+  for (int64_t i = 0; i < O * I; ++i) {
+    want_dw[static_cast<size_t>(i)] -= dw_before[static_cast<size_t>(i)];
+    dw[i] = NAN;
+  }
+  k.linear_backward(pool, nullptr, dw.data(), nullptr, dy.data(), x.data(), w.data(), M, I, O, f,
+                    false);
+  expect_near(k.isa, name("dw written"), dw, want_dw, tolerance);
   k.linear_backward(pool, nullptr, nullptr, db_alone.data(), dy.data(), x.data(), w.data(), M, I, O,
-                    f);
+                    f, true);
   expect_near(k.isa, name("db alone"), db_alone, want_db_alone, tolerance);
 }
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..models.gpt2 import GPT2, GPT2Config
+from ..models.gradients import micro_batch
 from ..models.table import Weights
 from ..ops import Arena, Fast
 from .peer import Answer, serve
@@ -58,21 +59,20 @@ class Step:
             weights: dict[str, Any] = dict(self.params)
             np.savez(request["save_weights"], **weights)
         tokens = np.ascontiguousarray(self.batches[0, :, :-1])
-        self.plan = self.arena.plan(lambda: self.gradients(tokens, tokens))
+        self.plan = self.arena.plan(lambda: self.gradients(tokens, tokens, self.grads))
         self.arena.allocate(self.plan)
 
-    def gradients(self, tokens: np.ndarray, targets: np.ndarray) -> float:
-        loss, saved = self.model.forward(self.ops, self.params, tokens, targets, self.grads)
-        self.model.backward(self.ops, self.params, saved, self.grads)
+    def gradients(self, tokens: np.ndarray, targets: np.ndarray, grads: Any) -> float:
+        loss, saved = self.model.forward(self.ops, self.params, tokens, targets, grads)
+        self.model.backward(self.ops, self.params, saved, grads)
         return float(loss)
 
     def __call__(self, request: dict[str, Any]) -> dict[str, Any]:
         batch = self.batches[request["step"] % len(self.batches)]
         tokens, targets = (np.ascontiguousarray(part) for part in (batch[:, :-1], batch[:, 1:]))
         start = time.perf_counter()
-        self.grads.zero()
-        with self.arena.use(self.plan):
-            loss = self.gradients(tokens, targets)
+        with self.arena.use(self.plan), micro_batch(self.grads, 0) as grads:
+            loss = self.gradients(tokens, targets, grads)
         self.count += 1
         self.update()
         return {"seconds": time.perf_counter() - start, "loss": loss}

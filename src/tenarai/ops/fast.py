@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import TenaraiError
 from ..quant import QuantTensor
 from .arena import Arena
+from .gradient import Unwritten, cleared
 
 try:
     from .. import _kernels
@@ -124,7 +125,9 @@ class Fast:
         x, w, gelu = saved
         dx = self.empty_like(x) if out is None else out  # (..., I)
         if not isinstance(w, QuantTensor):
-            self._run("linear_backward", dx, dw, db, dy, x, w, gelu)
+            add = not isinstance(dw, Unwritten)
+            dw = dw if add else dw.array
+            self._run("linear_backward", dx, dw, db, dy, x, w, gelu, add)
             return dx
         if dw is not None:
             raise ValueError(
@@ -229,6 +232,7 @@ class Fast:
 
     def embedding_backward(self, dx, saved, dwte, dwpe=None):
         tokens, start = saved
+        dwte, dwpe = cleared(dwte), cleared(dwpe)
         self._run("embedding_backward", dwte, dwpe, dx, tokens, start)
 
     def layer_norm_forward(self, x, w, b=None, *, eps=1e-5, out=None):
@@ -325,6 +329,9 @@ class Fast:
         dx = self.empty_like(x) if dw is not None else None
         step = max(1, min(len(rows), LOGITS_BYTES // (4 * V) // 64 * 64))
         logits = self._new(step, V)
+        add = not isinstance(dw, Unwritten)
+        if not add:
+            dw = dw.array if len(rows) else cleared(dw)
         loss = 0.0
         for i in range(0, len(rows), step):
             block, targets_block = rows[i : i + step], targets[i : i + step]
@@ -333,7 +340,8 @@ class Fast:
             loss += self._run("cross_entropy", dlogits, targets_block, scale)
             if dx is not None:
                 dblock = dx.reshape(-1, C)[i : i + step]
-                self._run("linear_backward", dblock, dw, None, dlogits, block, w, "off")
+                self._run("linear_backward", dblock, dw, None, dlogits, block, w, "off", add)
+                add = True
         return loss / count, dx
 
     def linear_cross_entropy_backward(self, saved):

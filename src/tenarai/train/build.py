@@ -144,7 +144,7 @@ def _plans(trainer: Trainer) -> Plans:
     dropout = Dropout(0, 0)
     return Plans(
         arena,
-        train=arena.plan(lambda: trainer.gradients(tokens, tokens, dropout)),
+        train=arena.plan(lambda: trainer.gradients(tokens, tokens, dropout, trainer.grads)),
         validate=arena.plan(lambda: trainer.loss(tokens, tokens)),
     )
 

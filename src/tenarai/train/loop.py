@@ -23,6 +23,7 @@ from tenarai.infer.sampler import Sampling
 from tenarai.io.atomic import WriteError
 from tenarai.io.checkpoint_folder import checkpoint_metas, checkpoint_path, prune_checkpoints
 from tenarai.models.gpt2 import Dropout
+from tenarai.models.gradients import micro_batch
 from tenarai.models.table import Weights
 from tenarai.tokenizers import Tokenizer
 
@@ -87,13 +88,12 @@ class Trainer:
         s, state = self.settings.optimiser, self.state
         start = time.perf_counter()
         lr = learning_rate(self.settings.schedule, s.lr, state.step)
-        self.grads.zero()
         loss = 0.0
         for i in range(s.accumulate):
             tokens, targets = state.loader.next()  # (B, T) each
             dropout = Dropout(self.settings.run.seed, state.step * s.accumulate + i)
-            with self.plans.use(self.plans.train):
-                loss += self.gradients(tokens, targets, dropout) / s.accumulate
+            with self.plans.use(self.plans.train), micro_batch(self.grads, i) as grads:
+                loss += self.gradients(tokens, targets, dropout, grads) / s.accumulate
         norm = global_norm(self.ops, self.grads) / s.accumulate
         self._check_finite(loss, norm)
         state.optimiser.step(
@@ -110,11 +110,13 @@ class Trainer:
         state.seconds += seconds
         return self._record(loss, lr, norm, seconds)
 
-    def gradients(self, tokens: np.ndarray, targets: np.ndarray, dropout: Dropout | None) -> float:
+    def gradients(
+        self, tokens: np.ndarray, targets: np.ndarray, dropout: Dropout | None, grads: Any
+    ) -> float:
         """Add a micro-batch's gradients to `grads`; → its loss."""
         model, params = self.state.model, self.state.params
-        loss, saved = model.forward(self.ops, params, tokens, targets, self.grads, dropout)
-        model.backward(self.ops, params, saved, self.grads)
+        loss, saved = model.forward(self.ops, params, tokens, targets, grads, dropout)
+        model.backward(self.ops, params, saved, grads)
         return float(loss)
 
     def loss(self, tokens: np.ndarray, targets: np.ndarray) -> float:

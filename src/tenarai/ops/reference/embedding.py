@@ -16,6 +16,7 @@ import numpy as np
 
 from tenarai.quant import QuantTensor
 
+from ..gradient import Gradient, cleared
 from .common import Array, Saved, place
 
 
@@ -63,9 +64,12 @@ def embedding_forward(
     return place(x, out), (tokens, start)
 
 
-def embedding_backward(dx: Array, saved: Saved, dwte: Array, dwpe: Array | None = None) -> None:
+def embedding_backward(
+    dx: Array, saved: Saved, dwte: Gradient, dwpe: Gradient | None = None
+) -> None:
     """dwte[tokens] += dx, dwpe[start + t] += Σ_b dx. dx (B, T, C), dwte (V, C), dwpe (Tmax, C)."""
     tokens, start = saved
     if dwpe is not None:
+        dwpe = cleared(dwpe)
         dwpe[start : start + tokens.shape[1]] += dx.sum(axis=0)  # (T, C)
-    np.add.at(dwte, tokens, dx)  # unlike dwte[tokens] += dx, this adds repeated tokens up
+    np.add.at(cleared(dwte), tokens, dx)  # unlike dwte[tokens] += dx, this adds repeated tokens up

@@ -15,6 +15,7 @@ A quantised weight is expanded first, and frozen: its backward gives dx alone.
 """
 
 from ...quant import QuantTensor
+from ..gradient import Gradient, cleared
 from .common import Array, Saved, place
 
 
@@ -38,7 +39,12 @@ def linear_forward(
 
 
 def linear_backward(
-    dy: Array, saved: Saved, dw: Array | None, db: Array | None = None, *, out: Array | None = None
+    dy: Array,
+    saved: Saved,
+    dw: Gradient | None,
+    db: Array | None = None,
+    *,
+    out: Array | None = None,
 ) -> Array:
     """dx = dy w; dw += dyᵀ x; db += Σ dy. dy (..., O), dw (O, I), db (O,), dx (..., I).
 
@@ -50,6 +56,7 @@ def linear_backward(
     if db is not None:
         db += dy_rows.sum(axis=0)  # (O,)
     if dw is not None:
+        dw = cleared(dw)
         dw += dy_rows.T @ x_rows  # (O, I)
     dx = dy @ w  # (..., I)
     return place(dx, out)

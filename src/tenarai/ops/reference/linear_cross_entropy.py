@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ..gradient import Gradient, cleared
 from .common import Array, Saved
 from .cross_entropy import IGNORED, check_targets, cross_entropy_backward, cross_entropy_forward
 
@@ -25,7 +26,7 @@ BLOCK_ROWS = 64  # a block of GPT-2's logits is 13 MB in float32
 
 
 def linear_cross_entropy_forward(
-    x: Array, w: Array, targets: Array, dw: Array | None = None, dloss: Any = 1.0
+    x: Array, w: Array, targets: Array, dw: Gradient | None = None, dloss: Any = 1.0
 ) -> tuple[Array, Saved]:
     """loss = cross_entropy(x wᵀ, targets). x (..., C), w (V, C), targets (...) integer, -1 ignored.
 
@@ -37,6 +38,7 @@ def linear_cross_entropy_forward(
     counted = target_rows != IGNORED  # (N,)
     n = max(int(counted.sum()), 1)
     loss = np.zeros((), np.result_type(x, w))  # ()
+    dw = None if dw is None else cleared(dw)
     dx_rows = None if dw is None else np.empty_like(x_rows)  # (N, C)
 
     for start in range(0, len(x_rows), BLOCK_ROWS):
