@@ -36,10 +36,17 @@ struct Activations {
   }
 };
 
+// Where 16 activations go: `paired` puts those of a block of 32 next to the same half of the next
+// block (quant_words.h).
+TENARAI_INLINE i64 place_of(i64 i, bool paired) {
+  const i64 sixteen = i / 16 % 4;
+  return paired && (sixteen == 1 || sixteen == 2) ? i + (sixteen == 1 ? 16 : -16) : i;
+}
+
 // A group of n activations. The largest is found as an integer, so that a NaN is larger than all
 // and makes the scale, and every sum with it, NaN.
 static inline void round_group(int16_t* q, float* scale, float* sums, const float* x, i64 n,
-                               int32_t limit, i64 terms) {
+                               bool paired, int32_t limit, i64 terms) {
   vi most = {};
   for (i64 i = 0; i < n; i += kLanes) {
     const vi v = bits(n - i < kLanes ? load_n(x + i, n - i) : load(x + i)) & 0x7fffffff;
@@ -58,24 +65,26 @@ static inline void round_group(int16_t* q, float* scale, float* sums, const floa
   for (i64 i = 0; i < kGroup; i += kLanes) {
     const vf v = n - i >= kLanes ? load(x + i) : n > i ? load_n(x + i, n - i) : vf{};
     const vnarrow words = __builtin_convertvector(bits(v * inverse + round) - 0x4b400000, vnarrow);
-    std::memcpy(q + i, &words, sizeof words);
+    std::memcpy(q + place_of(i, paired), &words, sizeof words);
   }
   const i64 length = kGroup / terms;
   for (i64 j = 0; j < terms; ++j) {
     int32_t sum = 0;
-    for (i64 i = 0; i < length; ++i) sum += q[length * j + i];
+    const int16_t* from = q + place_of(length * j, paired);
+    for (i64 i = 0; i < length; ++i) sum += from[i];
     sums[j] = *scale * static_cast<float>(sum);
   }
 }
 
 // Rows [begin, end) of x (M, I), rounded to at most `limit`, with `terms` sums a group (8 or 16).
 static inline void round_activations(const Activations& to, const float* x, i64 I, i64 begin,
-                                     i64 end, int32_t limit = kMost, i64 terms = kSums) {
+                                     i64 end, bool paired, int32_t limit = kMost,
+                                     i64 terms = kSums) {
   for (i64 m = begin; m < end; ++m)
     for (i64 g = 0; g < to.groups; ++g) {
       const i64 at = g * to.M + m, i = g * kGroup;
       round_group(to.q + at * kGroup, to.scale + at, to.sums + at * kSums, x + m * I + i,
-                  I - i < kGroup ? I - i : kGroup, limit, terms);
+                  I - i < kGroup ? I - i : kGroup, paired, limit, terms);
     }
 }
 

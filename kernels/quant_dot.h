@@ -24,40 +24,26 @@ TENARAI_INLINE void prefetch_bytes(const uint8_t* p, i64 n) {
   for (i64 i = 0; i < n; i += 64) __builtin_prefetch(p + i, 0, 3);
 }
 
-// total + what one group of weights adds for the row of activations at q.
-template <bool kPlain, bool kMin>
-TENARAI_INLINE vf add_group(vf total, const Group& w, const int16_t* q, float x_scale,
-                            const float* x_sums) {
-  if constexpr (kPlain) {
-    vf group = {};
-#pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) {
-      vi sum = {};
-#pragma GCC unroll 4
-      for (int h = 0; h < kHalves; ++h) {
-        const int c = j * kHalves + h;
-        sum = add_products(sum, w.words[c], load_words(q + c * kWords));
-      }
-      group += to_floats(sum) * w.scale[j];
-    }
-    total += group * x_scale;
-  } else {
-    vi sum = {};
-#pragma GCC unroll 32
-    for (int c = 0; c < kChunks; ++c)
-      sum = add_products(sum, w.words[c], load_words(q + c * kWords));
-    total += to_floats(sum) * (w.scale[0] * x_scale);
+// The scale of each lane for part `part` of the vectors of words.
+template <Layout layout>
+TENARAI_INLINE vf lane_scale(const Group& w, int part) {
+#if defined(__AVX512F__)
+  if constexpr (layout == Layout::paired) {
+    const __m512 all = _mm512_broadcast_f32x8(_mm256_load_ps(w.scale));
+    const __m512i low = _mm512_set1_epi32(2 * part);
+    const __m512i index = _mm512_mask_add_epi32(low, 0xff00, low, _mm512_set1_epi32(1));
+    return (vf)_mm512_permutexvar_ps(index, all);
   }
-  if constexpr (kMin)
-#pragma GCC unroll 4
-    for (int i = 0; i < 16; i += kLanes) total -= load(w.min + i) * load(x_sums + i);
-  return total;
+#endif
+  return broadcast(w.scale[part]);
 }
-// The same for M rows of activations and a group of weights that lies in memory.
-template <bool kPlain, bool kMin, int M>
-TENARAI_INLINE void add_group_rows(vf* totals, const Group& w, const int16_t* q,
-                                   const float* x_scale, const float* x_sums) {
-  constexpr int kParts = kPlain ? 8 : 1, kPart = kChunks / kParts;  // that share a scale
+
+// totals[m] + what one group of weights adds for row m of the activations at q.
+template <Layout layout, bool kMin, int M>
+TENARAI_INLINE void add_group(vf* totals, const Group& w, const int16_t* q, const float* x_scale,
+                              const float* x_sums) {
+  constexpr int kParts = layout == Layout::super ? 1 : layout == Layout::plain ? 8 : 4;
+  constexpr int kPart = kChunks / kParts;  // vectors that share their lanes' scales
   vf group[M] = {};
 #pragma GCC unroll 8
   for (int j = 0; j < kParts; ++j) {
@@ -71,14 +57,14 @@ TENARAI_INLINE void add_group_rows(vf* totals, const Group& w, const int16_t* q,
     }
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m)
-      if constexpr (kPlain)
-        group[m] += to_floats(sums[m]) * w.scale[j];
-      else
+      if constexpr (layout == Layout::super)
         totals[m] += to_floats(sums[m]) * (w.scale[0] * x_scale[m]);
+      else
+        group[m] += to_floats(sums[m]) * lane_scale<layout>(w, j);
   }
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
-    if constexpr (kPlain) totals[m] += group[m] * x_scale[m];
+    if constexpr (layout != Layout::super) totals[m] += group[m] * x_scale[m];
     if constexpr (kMin)
 #pragma GCC unroll 4
       for (int i = 0; i < 16; i += kLanes)
@@ -96,25 +82,21 @@ struct LastGroup {
 template <class Block>
 static void dot_row(vf* sum, const uint8_t* row, i64 I, const Activations& x) {
   using G = GroupOf<Block>;
-  constexpr bool kMin = G::Shape::has_min;
   vf total = {};
-  const i64 whole = I / kSuperBlock;
-  i64 g = 0;
-  for (; g < whole; ++g, row += G::bytes) {
-    prefetch_bytes(row + kAhead, G::bytes);
+  const auto add = [&](const uint8_t* data, i64 g) __attribute__((always_inline)) {
     Group group;
-    G::unpack(row, &group);
-    total =
-        add_group<G::plain, kMin>(total, group, x.q + g * kGroup, x.scale[g], x.sums + g * kSums);
+    G::unpack(data, &group);
+    add_group<G::layout, G::Shape::has_min, 1>(&total, group, x.q + g * kGroup, x.scale + g,
+                                               x.sums + g * kSums);
+  };
+  const i64 whole = I / kSuperBlock;
+  for (i64 g = 0; g < whole; ++g, row += G::bytes) {
+    prefetch_bytes(row + kAhead, G::bytes);
+    add(row, g);
   }
   if constexpr (G::plain)
-    if (g < x.groups) {
-      const LastGroup last(row, I % kSuperBlock / kBlock * static_cast<i64>(sizeof(Block)));
-      Group group;
-      G::unpack(last.bytes, &group);
-      total =
-          add_group<G::plain, kMin>(total, group, x.q + g * kGroup, x.scale[g], x.sums + g * kSums);
-    }
+    if (whole < x.groups)
+      add(LastGroup(row, I % kSuperBlock / kBlock * static_cast<i64>(sizeof(Block))).bytes, whole);
   *sum = total;
 }
 
@@ -123,7 +105,8 @@ struct Reader {
   void (*unpack)(const uint8_t* data, Group*);
   void (*dot)(vf* sum, const uint8_t* row, i64 I, const Activations&);  // one row of activations
   i64 group_bytes, block_bytes;
-  bool plain, min;
+  Layout layout;
+  bool min;
   i64 min_terms;      // minima that differ in a group: 8 or 16
   int32_t most_word;  // the largest word there can be
 };
@@ -138,14 +121,14 @@ static Reader reader_of() {
           &dot_row<Block>,
           G::bytes,
           sizeof(Block),
-          G::plain,
+          G::layout,
           G::Shape::has_min,
           G::Shape::group == 16 ? 16 : 8,
           most_word<Block>()};
 }
 
 // sums[m], whose lanes add up to x[m] · w.
-template <bool kPlain, bool kMin, int M>
+template <Layout layout, bool kMin, int M>
 static void dot_row_many(vf* sums, const uint8_t* row, i64 I, const Activations& x,
                          const Reader& reader) {
   vf totals[M] = {};
@@ -158,8 +141,8 @@ static void dot_row_many(vf* sums, const uint8_t* row, i64 I, const Activations&
     } else {
       reader.unpack(LastGroup(row, I % kSuperBlock / kBlock * reader.block_bytes).bytes, &group);
     }
-    add_group_rows<kPlain, kMin, M>(totals, group, x.q + g * M * kGroup, x.scale + g * M,
-                                    x.sums + g * M * kSums);
+    add_group<layout, kMin, M>(totals, group, x.q + g * M * kGroup, x.scale + g * M,
+                               x.sums + g * M * kSums);
   }
   for (int m = 0; m < M; ++m) sums[m] = totals[m];
 }
@@ -167,11 +150,14 @@ template <int M>
 static void dot_row_any(vf* sums, const uint8_t* row, i64 I, const Activations& x,
                         const Reader& reader) {
   if constexpr (M == 1) return reader.dot(sums, row, I, x);
-  if (reader.plain)
-    return reader.min ? dot_row_many<true, true, M>(sums, row, I, x, reader)
-                      : dot_row_many<true, false, M>(sums, row, I, x, reader);
-  return reader.min ? dot_row_many<false, true, M>(sums, row, I, x, reader)
-                    : dot_row_many<false, false, M>(sums, row, I, x, reader);
+  if (reader.layout == Layout::super)
+    return reader.min ? dot_row_many<Layout::super, true, M>(sums, row, I, x, reader)
+                      : dot_row_many<Layout::super, false, M>(sums, row, I, x, reader);
+  if (reader.layout == Layout::plain)
+    return reader.min ? dot_row_many<Layout::plain, true, M>(sums, row, I, x, reader)
+                      : dot_row_many<Layout::plain, false, M>(sums, row, I, x, reader);
+  return reader.min ? dot_row_many<Layout::paired, true, M>(sums, row, I, x, reader)
+                    : dot_row_many<Layout::paired, false, M>(sums, row, I, x, reader);
 }
 
 // The sums of kLanes vectors, each in its own lane.

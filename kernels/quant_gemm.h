@@ -59,7 +59,7 @@ struct PanelSource {
 #pragma GCC unroll 16
         for (int r = 0; r < kLanes; ++r) {
           const vi pair = (vi)rows[r];
-          std::memcpy(to->pairs + (c * kLanes + r) * kCols + v, &pair, sizeof pair);
+          std::memcpy(to->pairs + place_of(c, r) * kCols + v, &pair, sizeof pair);
         }
       }
     }
@@ -74,8 +74,14 @@ struct PanelSource {
     else
       reader.unpack(LastGroup(from, n / kBlock * reader.block_bytes).bytes, to);
   }
+  // The place in the row of pair r of vector c.
+  i64 place_of(int c, int r) const {
+    if (reader.layout != Layout::paired) return c * kLanes + r;
+    return (c / 2 * 2 + r / 8) * 16 + c % 2 * 8 + r % 8;
+  }
   void copy_factors(Panel* to, int line, const Group& from) const {
-    for (int j = 0; j < (reader.plain ? 8 : 1); ++j) to->scale[j * kCols + line] = from.scale[j];
+    for (int j = 0; j < (reader.layout != Layout::super ? 8 : 1); ++j)
+      to->scale[j * kCols + line] = from.scale[j];
     if (reader.min)
       for (i64 j = 0; j < reader.min_terms; ++j)
         to->min[j * kCols + line] = from.min[j * 16 / reader.min_terms];
@@ -155,7 +161,7 @@ struct QuantProduct {
         __builtin_prefetch(forward.c + (m + i) * forward.stride + o + j, 1);
     const WordKernel kernel = choose_word_kernel(rows);
     alignas(64) float sums[kRows * kCols];
-    if (w.reader.plain)
+    if (w.reader.layout != Layout::super)
       for (i64 j = 0; j < 8; ++j)
         kernel(sums, pairs + j * 16, panel.pairs + j * 16 * kCols, panel.scale + j * kCols, 16,
                j == 0);

@@ -23,7 +23,7 @@ void forward_rounded(Pool& pool, const Forward& forward, const float* x, const u
       with_rows(at_most(M - m0, kMostRows), [&](auto count) {
         constexpr int kM = decltype(count)::value;
         const Activations activations(memory, kM, I);
-        round_activations(activations, x + m0 * I, I, 0, kM);
+        round_activations(activations, x + m0 * I, I, 0, kM, reader.layout == Layout::paired);
         dot_rows<kM>(forward, range, m0, [&](vf* sums, i64 o) {
           dot_row_any<kM>(sums, w + o * row_bytes, I, activations, reader);
         });
@@ -43,13 +43,14 @@ constexpr i64 kRowsRounded = 1024;
 void forward_many(Pool& pool, const Forward& forward, const float* x, const PanelSource& w, i64 M) {
   const size_t shared = Activations::bytes(at_most(M, kRowsRounded), w.I) + 64;
   char* first = static_cast<char*>(pool.scratch(0, shared / 64 * 64 + sizeof(Panel)));
-  const int32_t limit = limit_of(w.reader.most_word, w.reader.plain ? kBlock : kSuperBlock);
+  const int32_t limit =
+      limit_of(w.reader.most_word, w.reader.layout == Layout::super ? kSuperBlock : kBlock);
   for (i64 m0 = 0; m0 < M; m0 += kRowsRounded) {
     const i64 rows = at_most(kRowsRounded, M - m0);
     const Activations activations(first, rows, w.I);
     parallel(pool, [&](int thread) {
       const Range range = split(rows, pool.threads(), thread);
-      round_activations(activations, x + m0 * w.I, w.I, range.begin, range.end, limit,
+      round_activations(activations, x + m0 * w.I, w.I, range.begin, range.end, false, limit,
                         w.reader.min_terms);
     });
     const i64 stride = forward.stride;
