@@ -83,6 +83,14 @@ TENARAI_INLINE vi add_pairs(vi sum, vs a, vs b) {
 #endif
 }
 
+// Loads v once, where the compiler would load it again for every use.
+TENARAI_INLINE vs keep_in_register(vs v) {
+#if defined(__SSE2__)
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
+
 TENARAI_INLINE vf to_floats(vi v) { return __builtin_convertvector(v, vf); }
 
 }  // namespace TENARAI_ISA

@@ -38,87 +38,140 @@ TENARAI_INLINE vf lane_scale(const Group& w, int part) {
   return broadcast(w.scale[part]);
 }
 
-// totals[m] + what one group of weights adds for row m of the activations at q.
-template <Layout layout, bool kMin, int M>
-TENARAI_INLINE void add_group(vf* totals, const Group& w, const int16_t* q, const float* x_scale,
-                              const float* x_sums) {
-  constexpr int kParts = layout == Layout::super ? 1 : layout == Layout::plain ? 8 : 4;
-  constexpr int kPart = kChunks / kParts;  // vectors that share their lanes' scales
-  vf group[M] = {};
+// How many parts of a group have scales of their own.
+template <Layout layout>
+constexpr int parts_of_group() {
+  return layout == Layout::super ? 1 : layout == Layout::plain ? 8 : 4;
+}
+
+// totals[r][m] + what the first parts of group w[r] add for row m of the activations at q.
+template <Layout layout, bool kMin, int R, int M>
+TENARAI_INLINE void add_groups(vf (*totals)[M], const Group* w, const int16_t* q,
+                               const float* x_scale, const float* x_sums,
+                               int parts = parts_of_group<layout>()) {
+  constexpr int kPart = kChunks / parts_of_group<layout>();  // vectors that share lanes' scales
+  vf group[R][M] = {};
 #pragma GCC unroll 8
-  for (int j = 0; j < kParts; ++j) {
-    vi sums[M] = {};
+  for (int j = 0; j < parts; ++j) {
+    vi sums[R][M] = {};
 #pragma GCC unroll 32
     for (int c = j * kPart; c < (j + 1) * kPart; ++c) {
-      const vs words = w.words[c];
+      vs words[R];
+      for (int r = 0; r < R; ++r) words[r] = w[r].words[c];
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        vs x = load_words(q + m * kGroup + c * kWords);
+        if constexpr (R > 1) x = keep_in_register(x);
+        for (int r = 0; r < R; ++r) sums[r][m] = add_products(sums[r][m], words[r], x);
+      }
+    }
+    for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m)
-        sums[m] = add_products(sums[m], words, load_words(q + m * kGroup + c * kWords));
-    }
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m)
-      if constexpr (layout == Layout::super)
-        totals[m] += to_floats(sums[m]) * (w.scale[0] * x_scale[m]);
-      else
-        group[m] += to_floats(sums[m]) * lane_scale<layout>(w, j);
+        if constexpr (layout == Layout::super)
+          totals[r][m] += to_floats(sums[r][m]) * (broadcast(w[r].scale[0]) * x_scale[m]);
+        else
+          group[r][m] += to_floats(sums[r][m]) * lane_scale<layout>(w[r], j);
   }
+  for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-  for (int m = 0; m < M; ++m) {
-    if constexpr (layout != Layout::super) totals[m] += group[m] * x_scale[m];
-    if constexpr (kMin)
+    for (int m = 0; m < M; ++m) {
+      if constexpr (layout != Layout::super) totals[r][m] += group[r][m] * x_scale[m];
+      if constexpr (kMin)
 #pragma GCC unroll 4
-      for (int i = 0; i < 16; i += kLanes)
-        totals[m] -= load(w.min + i) * load(x_sums + m * kSums + i);
-  }
+        for (int i = 0; i < 16; i += kLanes)
+          totals[r][m] -= load(w[r].min + i) * load(x_sums + m * kSums + i);
+    }
 }
 
-// A row's last group where it is not whole: a copy, followed by blocks of zeros.
-struct LastGroup {
-  uint8_t bytes[8 * sizeof(Q8_0)] = {};
-  LastGroup(const uint8_t* data, i64 n) { std::memcpy(bytes, data, static_cast<size_t>(n)); }
-};
-
-// sum, whose lanes add up to x · w, for one row w of blocks.
-template <class Block>
-static void dot_row(vf* sum, const uint8_t* row, i64 I, const Activations& x) {
-  using G = GroupOf<Block>;
-  vf total = {};
-  const auto add = [&](const uint8_t* data, i64 g) __attribute__((always_inline)) {
-    Group group;
-    G::unpack(data, &group);
-    add_group<G::layout, G::Shape::has_min, 1>(&total, group, x.q + g * kGroup, x.scale + g,
-                                               x.sums + g * kSums);
-  };
-  const i64 whole = I / kSuperBlock;
-  for (i64 g = 0; g < whole; ++g, row += G::bytes) {
-    prefetch_bytes(row + kAhead, G::bytes);
-    add(row, g);
-  }
-  if constexpr (G::plain)
-    if (whole < x.groups)
-      add(LastGroup(row, I % kSuperBlock / kBlock * static_cast<i64>(sizeof(Block))).bytes, whole);
-  *sum = total;
-}
-
-// How a matrix of some format is read, a group at a time.
+// How a matrix of some format is read. A tile is n <= kLanes rows of w from row o on, times all
+// rows of x: totals[m][r], whose lanes add up to x[m] · w[o + r].
+struct QuantRows;
+using Tile = void (*)(vf (*totals)[kLanes], const QuantRows& w, i64 o, i64 n, const Activations& x);
 struct Reader {
-  void (*unpack)(const uint8_t* data, Group*);
-  void (*dot)(vf* sum, const uint8_t* row, i64 I, const Activations&);  // one row of activations
+  void (*unpack)(const uint8_t* data, i64 weights, Group*);
+  Tile tile[kMostRows + 1];  // for M rows of x
   i64 group_bytes, block_bytes;
   Layout layout;
   bool min;
   i64 min_terms;      // minima that differ in a group: 8 or 16
   int32_t most_word;  // the largest word there can be
 };
+
+// A quantised matrix (O, I).
+struct QuantRows {
+  const Reader& reader;
+  const uint8_t* data;
+  i64 O, I, row_bytes;
+
+  const uint8_t* group(i64 o, i64 g) const { return data + o * row_bytes + g * reader.group_bytes; }
+  void unpack(Group* to, i64 o, i64 g) const {
+    reader.unpack(group(o, g), at_most(kGroup, I - g * kGroup), to);
+  }
+};
+
+// Two rows of w meet every load of activations, where there are registers enough and the memory is
+// not the limit anyway. The groups are taken some at a time, so that the activations stay in the
+// cache of the first level; what the next rows need is asked for meanwhile.
+template <class Block, int M>
+static void dot_tile(vf (*totals)[kLanes], const QuantRows& w, i64 o, i64 n, const Activations& x) {
+  using G = GroupOf<Block>;
+  constexpr int R = M > 1 && (kVectorBytes == 64 || M <= 4) ? 2 : 1;
+  constexpr i64 kGroups = 32 / M;  // 16 KB of activations
+  const i64 whole = w.I / kSuperBlock;
+  const i64 next = x.groups > kGroups         ? kLanes * w.row_bytes
+                   : R * w.row_bytes > kAhead ? R * w.row_bytes
+                                              : kAhead;
+  for (i64 g0 = 0; g0 < x.groups; g0 += kGroups)
+    for (i64 row = 0; row < n; row += R) {
+      vf sums[R][M];
+      const uint8_t* from[R];
+      for (int r = 0; r < R; ++r) {
+        const i64 line = at_most(row + r, n - 1);  // the last one again where there are fewer
+        from[r] = w.group(o + line, g0);
+        for (int m = 0; m < M; ++m) sums[r][m] = g0 ? totals[m][line] : vf{};
+      }
+      const auto add = [&](Group* groups, i64 g, int parts) __attribute__((always_inline)) {
+        add_groups<G::layout, G::Shape::has_min, R, M>(
+            sums, groups, x.q + g * M * kGroup, x.scale + g * M, x.sums + g * M * kSums, parts);
+      };
+      const i64 end = at_most(g0 + kGroups, whole);
+      i64 g = g0;
+      for (; g < end; ++g) {
+        Group groups[R];
+        for (int r = 0; r < R; ++r, from[r - 1] += G::bytes) {
+          prefetch_bytes(from[r] + next, G::bytes);
+          G::unpack(from[r], groups + r);
+        }
+        add(groups, g, parts_of_group<G::layout>());
+      }
+      if constexpr (G::plain)
+        if (g < at_most(g0 + kGroups, x.groups)) {
+          Group groups[R];
+          const i64 blocks = w.I % kSuperBlock / kBlock;
+          for (int r = 0; r < R; ++r) G::unpack_some(from[r], blocks, groups + r);
+          add(groups, g, static_cast<int>((blocks * parts_of_group<G::layout>() + 7) / 8));
+        }
+      for (int r = 0; r < R; ++r)
+        for (int m = 0; m < M; ++m) totals[m][at_most(row + r, n - 1)] = sums[r][m];
+    }
+}
 template <class Block>
-static void unpack_group(const uint8_t* data, Group* g) {
+static void unpack_group(const uint8_t* data, i64 weights, Group* g) {
+  if constexpr (GroupOf<Block>::plain)
+    if (weights < kGroup) {
+      *g = Group{};
+      return GroupOf<Block>::unpack_some(data, weights / kBlock, g);
+    }
   GroupOf<Block>::unpack(data, g);
 }
+// Five rows are computed as six, and seven as eight.
 template <class Block>
 static Reader reader_of() {
   using G = GroupOf<Block>;
   return {&unpack_group<Block>,
-          &dot_row<Block>,
+          {nullptr, &dot_tile<Block, 1>, &dot_tile<Block, 2>, &dot_tile<Block, 3>,
+           &dot_tile<Block, 4>, nullptr, &dot_tile<Block, 6>, nullptr, &dot_tile<Block, 8>},
           G::bytes,
           sizeof(Block),
           G::layout,
@@ -126,39 +179,7 @@ static Reader reader_of() {
           G::Shape::group == 16 ? 16 : 8,
           most_word<Block>()};
 }
-
-// sums[m], whose lanes add up to x[m] · w.
-template <Layout layout, bool kMin, int M>
-static void dot_row_many(vf* sums, const uint8_t* row, i64 I, const Activations& x,
-                         const Reader& reader) {
-  vf totals[M] = {};
-  const i64 whole = I / kSuperBlock;
-  for (i64 g = 0; g < x.groups; ++g, row += reader.group_bytes) {
-    Group group;
-    if (g < whole) {
-      for (i64 i = 0; i < reader.group_bytes; i += 64) __builtin_prefetch(row + kAhead + i);
-      reader.unpack(row, &group);
-    } else {
-      reader.unpack(LastGroup(row, I % kSuperBlock / kBlock * reader.block_bytes).bytes, &group);
-    }
-    add_group<layout, kMin, M>(totals, group, x.q + g * M * kGroup, x.scale + g * M,
-                               x.sums + g * M * kSums);
-  }
-  for (int m = 0; m < M; ++m) sums[m] = totals[m];
-}
-template <int M>
-static void dot_row_any(vf* sums, const uint8_t* row, i64 I, const Activations& x,
-                        const Reader& reader) {
-  if constexpr (M == 1) return reader.dot(sums, row, I, x);
-  if (reader.layout == Layout::super)
-    return reader.min ? dot_row_many<Layout::super, true, M>(sums, row, I, x, reader)
-                      : dot_row_many<Layout::super, false, M>(sums, row, I, x, reader);
-  if (reader.layout == Layout::plain)
-    return reader.min ? dot_row_many<Layout::plain, true, M>(sums, row, I, x, reader)
-                      : dot_row_many<Layout::plain, false, M>(sums, row, I, x, reader);
-  return reader.min ? dot_row_many<Layout::paired, true, M>(sums, row, I, x, reader)
-                    : dot_row_many<Layout::paired, false, M>(sums, row, I, x, reader);
-}
+TENARAI_INLINE i64 rows_computed(i64 M) { return M == 5 || M == 7 ? M + 1 : M; }
 
 // The sums of kLanes vectors, each in its own lane.
 TENARAI_INLINE vf sums_of(vf* rows) {
@@ -168,44 +189,18 @@ TENARAI_INLINE vf sums_of(vf* rows) {
   return rows[0];
 }
 
-// Outputs `range` of y = x wᵀ for M rows from row m0 on. dot(sums, o): the vectors that add up to
-// output o of each row.
-template <int M, class Dot>
-static void dot_rows(const Forward& forward, Range range, i64 m0, Dot dot) {
+// Outputs `range` of y = x wᵀ for M rows. tile(totals, o, n): as above.
+template <class F>
+static void dot_rows(const Forward& forward, Range range, i64 M, F tile) {
   for (i64 o = range.begin; o < range.end; o += kLanes) {
     const i64 n = at_most(kLanes, range.end - o);
-    vf rows[M][kLanes];
-    for (i64 r = 0; r < kLanes; ++r) {
-      vf sums[M] = {};
-      if (r < n) dot(sums, o + r);
-      for (int m = 0; m < M; ++m) rows[m][r] = sums[m];
-    }
+    vf totals[kMostRows][kLanes] = {};
+    tile(totals, o, n);
     for (int m = 0; m < M; ++m) {
-      float* y = forward.c + (m0 + m) * forward.stride + o;
-      const vf v = sums_of(rows[m]) + forward.start(m0 + m, o, n);
+      float* y = forward.c + m * forward.stride + o;
+      const vf v = sums_of(totals[m]) + forward.start(m, o, n);
       n == kLanes ? store(y, v) : store_n(y, v, n);
     }
-  }
-}
-
-// body(M as a type) for 1 to kMostRows rows.
-template <int M>
-struct RowCount {
-  static constexpr int value = M;
-};
-template <class Body>
-static void with_rows(i64 M, Body body) {
-  switch (M) {
-      // clang-format off
-    case 1: return body(RowCount<1>());
-    case 2: return body(RowCount<2>());
-    case 3: return body(RowCount<3>());
-    case 4: return body(RowCount<4>());
-    case 5: return body(RowCount<5>());
-    case 6: return body(RowCount<6>());
-    case 7: return body(RowCount<7>());
-    default: return body(RowCount<8>());
-      // clang-format on
   }
 }
 

@@ -35,11 +35,7 @@ struct Panel {
 };
 
 // A quantised matrix (O, I) as panels.
-struct PanelSource {
-  const Reader& reader;
-  const uint8_t* data;
-  i64 O, I, row_bytes;
-
+struct PanelSource : QuantRows {
   // Rows o .. o + kCols, zeros past the last, of group g.
   void pack(Panel* to, i64 o, i64 g) const {
     for (int v = 0; v < kCols; v += kLanes) {
@@ -66,14 +62,6 @@ struct PanelSource {
   }
 
  private:
-  void unpack(Group* to, i64 o, i64 g) const {
-    const uint8_t* from = data + o * row_bytes + g * reader.group_bytes;
-    const i64 n = at_most(kGroup, I - g * kGroup);
-    if (n == kGroup)
-      reader.unpack(from, to);
-    else
-      reader.unpack(LastGroup(from, n / kBlock * reader.block_bytes).bytes, to);
-  }
   // The place in the row of pair r of vector c.
   i64 place_of(int c, int r) const {
     if (reader.layout != Layout::paired) return c * kLanes + r;

@@ -12,22 +12,18 @@ namespace tenarai {
 namespace TENARAI_ISA {
 namespace {
 
-// M rows, kMostRows at a time. Each thread rounds x for itself: that is less than a barrier.
-void forward_rounded(Pool& pool, const Forward& forward, const float* x, const uint8_t* w,
-                     const Reader& reader, i64 M, i64 I, i64 O, i64 row_bytes) {
+// M <= kMostRows. Each thread rounds x for itself: that is less than a barrier.
+void forward_few(Pool& pool, const Forward& forward, const float* x, const QuantRows& w, i64 M) {
+  const i64 computed = rows_computed(M);
+  const Tile tile = w.reader.tile[computed];
   parallel(pool, [&](int thread) {
-    const Range range = split(O, pool.threads(), thread, kLanes);
+    const Range range = split(w.O, pool.threads(), thread, kLanes);
     if (range.begin == range.end) return;
-    void* memory = pool.scratch(thread, Activations::bytes(at_most(M, kMostRows), I));
-    for (i64 m0 = 0; m0 < M; m0 += kMostRows)
-      with_rows(at_most(M - m0, kMostRows), [&](auto count) {
-        constexpr int kM = decltype(count)::value;
-        const Activations activations(memory, kM, I);
-        round_activations(activations, x + m0 * I, I, 0, kM, reader.layout == Layout::paired);
-        dot_rows<kM>(forward, range, m0, [&](vf* sums, i64 o) {
-          dot_row_any<kM>(sums, w + o * row_bytes, I, activations, reader);
-        });
-      });
+    void* memory = pool.scratch(thread, Activations::bytes(computed, w.I));
+    const Activations activations(memory, computed, w.I);
+    round_activations(activations, x, w.I, 0, M, w.reader.layout == Layout::paired);
+    dot_rows(forward, range, M,
+             [&](auto totals, i64 o, i64 n) { tile(totals, w, o, n, activations); });
   });
 }
 
@@ -69,13 +65,10 @@ void forward_many(Pool& pool, const Forward& forward, const float* x, const Pane
 void forward_exact(Pool& pool, const Forward& forward, const float* x, const PieceRows& rows, i64 M,
                    i64 I, i64 O) {
   if (M > kMostRows) return multiply(pool, Along<Same>{x, I}, Expanded{rows}, forward, M, O, I);
+  const FloatTile tile = choose_float_tile(M);
   parallel(pool, [&](int thread) {
-    const Range range = split(O, pool.threads(), thread, kLanes);
-    with_rows(M, [&](auto count) {
-      constexpr int kM = decltype(count)::value;
-      dot_rows<kM>(forward, range, 0,
-                   [&](vf* sums, i64 o) { dot_float_row<kM>(sums, rows, o, x, I); });
-    });
+    dot_rows(forward, split(O, pool.threads(), thread, kLanes), M,
+             [&](auto totals, i64 o, i64 n) { tile(totals, rows, o, n, x, I); });
   });
 }
 
@@ -99,10 +92,9 @@ void quant_linear_forward(Pool& pool, float* y, const float* x, const uint8_t* w
   const Forward forward{y, O, b, residual};
   const auto integers = [&](auto sample) {
     const Reader reader = reader_of<decltype(sample)>();
-    if (M <= kMostRows)
-      forward_rounded(pool, forward, x, w, reader, M, I, O, row_bytes);
-    else
-      forward_many(pool, forward, x, PanelSource{reader, w, O, I, row_bytes}, M);
+    const QuantRows rows{reader, w, O, I, row_bytes};
+    M <= kMostRows ? forward_few(pool, forward, x, rows, M)
+                   : forward_many(pool, forward, x, PanelSource{rows}, M);
   };
   if (rounded && (M <= kMostRows || kIntegersPay) && with_block(format, integers)) return;
   forward_exact(pool, forward, x, PieceRows{expander(format), w, row_bytes}, M, I, O);

@@ -46,22 +46,32 @@ struct PieceRows {
   void expand(float* to, i64 o, i64 i, i64 n) const { piece(to, data + o * row_bytes, i, n); }
 };
 
-// sums[m], whose lanes add up to x[m] · w[o]; x (M, I).
+// totals[m][r], whose lanes add up to x[m] · w[o + r] for n rows of w; x (M, I).
 template <int M>
-static void dot_float_row(vf* sums, const PieceRows& w, i64 o, const float* x, i64 I) {
+static void dot_float_tile(vf (*totals)[kLanes], const PieceRows& w, i64 o, i64 n, const float* x,
+                           i64 I) {
   alignas(64) float piece[kSuperBlock];
-  vf total[M] = {};
-  for (i64 k0 = 0; k0 < I; k0 += kSuperBlock) {
-    const i64 n = at_most(kSuperBlock, I - k0);
-    w.expand(piece, o, k0, n);
-    for (i64 k = 0; k < n; k += kLanes) {
-      const i64 lanes = at_most(kLanes, n - k);
-      const vf v = load_upto(piece + k, lanes);
+  for (i64 r = 0; r < n; ++r) {
+    vf total[M] = {};
+    for (i64 k0 = 0; k0 < I; k0 += kSuperBlock) {
+      const i64 length = at_most(kSuperBlock, I - k0);
+      w.expand(piece, o + r, k0, length);
+      for (i64 k = 0; k < length; k += kLanes) {
+        const i64 lanes = at_most(kLanes, length - k);
+        const vf v = load_upto(piece + k, lanes);
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) total[m] += v * load_upto(x + m * I + k0 + k, lanes);
+        for (int m = 0; m < M; ++m) total[m] += v * load_upto(x + m * I + k0 + k, lanes);
+      }
     }
+    for (int m = 0; m < M; ++m) totals[m][r] = total[m];
   }
-  for (int m = 0; m < M; ++m) sums[m] = total[m];
+}
+using FloatTile = void (*)(vf (*)[kLanes], const PieceRows&, i64, i64, const float*, i64);
+static FloatTile choose_float_tile(i64 M) {
+  constexpr FloatTile tiles[kMostRows] = {
+      &dot_float_tile<1>, &dot_float_tile<2>, &dot_float_tile<3>, &dot_float_tile<4>,
+      &dot_float_tile<5>, &dot_float_tile<6>, &dot_float_tile<7>, &dot_float_tile<8>};
+  return tiles[M - 1];
 }
 
 // A policy of packing (pack.h): lines are rows of weights.

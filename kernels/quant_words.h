@@ -437,6 +437,20 @@ struct GroupOf {
       g->scale[0] = from_half(b->d);
     }
   }
+  // The first blocks of a group of plain ones; words of the others are left alone.
+  static TENARAI_ALWAYS void unpack_some(const uint8_t* data, i64 blocks, Group* g) {
+    const Block* b = reinterpret_cast<const Block*>(data);
+    for (int j = 0; j < 8; ++j) {
+      g->scale[j] = j < blocks ? from_half(b[j].d) : 0.0f;
+      if constexpr (Shape::has_min)
+        g->min[2 * j] = g->min[2 * j + 1] = j < blocks ? -from_half(b[j].m) : 0.0f;
+    }
+    for (i64 j = 0; j < blocks; j += 2) {
+      Block last[2] = {};
+      if (j + 1 == blocks) last[0] = b[j];
+      unpack_two(j + 1 == blocks ? last : b + j, g->words + j * kHalves);
+    }
+  }
 };
 // For activations, with a float32 scale; nobody keeps weights in it.
 template <>
