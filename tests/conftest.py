@@ -1,9 +1,13 @@
 """Fixtures that several test files use."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+# Started in the background, tests would ignore Ctrl-C, and so would the programs they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 
