@@ -2,6 +2,7 @@
 
 import os
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -465,6 +466,35 @@ def test_bad_files_have_an_error_of_one_line(tmp_path, name):
     assert len(str(caught.value)) < len(str(path)) + 250
 
 
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_take_no_memory(tmp_path, name):
+    """However large the numbers in it: 32 KB for the answer itself, else no more than the file."""
+    data, _ = BAD[name]
+    path = save(tmp_path / "bad.gguf", data)
+    with pytest.raises(TenaraiError):
+        gguf.read(path)  # whatever is imported or cached on the way
+    assert peak_of(path) < len(data) + (32 << 10)
+
+
+def peak_of(path):
+    """The most that reading a file held at once, in bytes."""
+    tracemalloc.start()
+    try:
+        gguf.read(path)
+    except TenaraiError:
+        pass
+    finally:
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    return peak
+
+
+@pytest.mark.parametrize("name", ["gpt-2", "phi-3", "starcoder"])
+def test_reading_holds_less_than_the_file(shared_data, name):
+    path = shared_data / "gguf-vocab" / f"ggml-vocab-{name}.gguf"
+    assert peak_of(path) < path.stat().st_size
+
+
 def test_a_name_in_an_error_is_short_and_moves_no_cursor(tmp_path):
     wild = "\x1b[2Jx\n" * 1000
     data = build([key(wild, value("uint32", 1))] * 2)
@@ -509,6 +539,13 @@ def test_gaps_order_and_trailing_bytes_are_let_through(tmp_path):
     file = gguf.parse(build(tensors=[a, b], pad=96) + b"more")
     assert list(file.tensors) == ["a", "b"]
     assert file.tensors["a"].offset - file.tensors["b"].offset == 64
+
+
+def test_a_file_may_end_with_an_empty_string():
+    """Its last 8 bytes are the length 0, with nothing after them."""
+    for kind, content in (("string", ""), ("[string]", ["a", ""]), ("[int8]", [])):
+        found = gguf.parse(build([key("k", value(kind, content))])).metadata["k"]
+        assert len(found) == len(content) and list(found) == list(content)
 
 
 def test_version_2_is_the_same(tmp_path):

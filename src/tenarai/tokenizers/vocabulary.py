@@ -113,7 +113,7 @@ def flag(metadata: Mapping[str, Any], name: str, default: bool) -> bool:
     """A truth value among the tokenizer's keys. Raises TokenizerError where it is none."""
     value = metadata.get(PREFIX + name, default)
     if not isinstance(value, bool):
-        raise TokenizerError(f"{PREFIX}{name} is {value!r}, expected true or false: damaged?")
+        raise TokenizerError(f"{PREFIX}{name} is {_said(value)}, expected true or false: damaged?")
     return value
 
 
@@ -123,6 +123,13 @@ def text(metadata: Mapping[str, Any], key: str, default: str = "") -> str:
     if not isinstance(value, str):
         raise TokenizerError(f"{key} is a {type(value).__name__}, expected a string: damaged?")
     return value
+
+
+def _said(value: Any) -> str:
+    """A value for a message, on one line; of an array what it is."""
+    if isinstance(value, bool | int | float | str):
+        return repr(value if not isinstance(value, str) else value[:40])
+    return f"a {type(value).__name__}"
 
 
 def _strings(metadata: Mapping[str, Any], name: str) -> list[str]:
@@ -200,11 +207,11 @@ def _scores(metadata: Mapping[str, Any], size: int) -> np.ndarray | None:
 
 def _token_id(metadata: Mapping[str, Any], name: str, size: int) -> int | None:
     value = metadata.get(PREFIX + name)
-    if value is None or value == NO_ID or value == -1:
+    if value is None or (type(value) is int and value in (NO_ID, -1)):
         return None
     if type(value) is not int or not 0 <= value < size:
         raise TokenizerError(
-            f"{PREFIX}{name} is {value!r}, expected an id from 0 to {size - 1}: "
+            f"{PREFIX}{name} is {_said(value)}, expected an id from 0 to {size - 1}: "
             "is the vocabulary of another model?"
         )
     return value
