@@ -28,6 +28,10 @@ layers:
 docs:
     pytest -q tests/test_docs.py
 
+# Damaged GGUF files by the thousand: no crash, no hang, no memory beyond the file
+fuzz cases="20000" seed="1":
+    python tests/fuzz_gguf.py --cases {{cases}} --seed {{seed}}
+
 # Rewrites what the format recipe would refuse
 fix:
     ruff check --fix .
