@@ -178,7 +178,7 @@ def _read_version(cursor: Cursor) -> int:
     if cursor.data[:4] != MAGIC or (version > 0xFFFF and swapped <= 0xFFFF):
         raise cursor.fail(
             "is big-endian, this program reads little-endian files",
-            "take the ordinary file, or turn it round with `gguf-convert-endian FILE little`",
+            "take the ordinary file, or turn it round with the gguf package's gguf-convert-endian",
         )
     if version not in VERSIONS:
         advice = "update tenarai" if version > max(VERSIONS) else "convert the model again"
