@@ -90,7 +90,7 @@ struct QuantRows;
 using Tile = void (*)(vf (*totals)[kLanes], const QuantRows& w, i64 o, i64 n, const Activations& x);
 struct Reader {
   void (*unpack)(const uint8_t* data, i64 weights, Group*);
-  Tile tile[kMostRows + 1];  // for M rows of x
+  Tile tiles[4];  // for 1, 2, 4 and 8 rows of x
   i64 group_bytes, block_bytes;
   Layout layout;
   bool min;
@@ -104,6 +104,7 @@ struct QuantRows {
   const uint8_t* data;
   i64 O, I, row_bytes;
 
+  Tile tile(i64 M) const { return reader.tiles[M == 1 ? 0 : M == 2 ? 1 : M == 4 ? 2 : 3]; }
   const uint8_t* group(i64 o, i64 g) const { return data + o * row_bytes + g * reader.group_bytes; }
   void unpack(Group* to, i64 o, i64 g) const {
     reader.unpack(group(o, g), at_most(kGroup, I - g * kGroup), to);
@@ -165,13 +166,14 @@ static void unpack_group(const uint8_t* data, i64 weights, Group* g) {
     }
   GroupOf<Block>::unpack(data, g);
 }
-// Five rows are computed as six, and seven as eight.
+// Rows of x that are computed for M of them: tiles for every number would take long to compile.
+TENARAI_INLINE i64 rows_computed(i64 M) { return M <= 2 ? M : M <= 4 ? 4 : kMostRows; }
+
 template <class Block>
 static Reader reader_of() {
   using G = GroupOf<Block>;
   return {&unpack_group<Block>,
-          {nullptr, &dot_tile<Block, 1>, &dot_tile<Block, 2>, &dot_tile<Block, 3>,
-           &dot_tile<Block, 4>, nullptr, &dot_tile<Block, 6>, nullptr, &dot_tile<Block, 8>},
+          {&dot_tile<Block, 1>, &dot_tile<Block, 2>, &dot_tile<Block, 4>, &dot_tile<Block, 8>},
           G::bytes,
           sizeof(Block),
           G::layout,
@@ -179,8 +181,6 @@ static Reader reader_of() {
           G::Shape::group == 16 ? 16 : 8,
           most_word<Block>()};
 }
-TENARAI_INLINE i64 rows_computed(i64 M) { return M == 5 || M == 7 ? M + 1 : M; }
-
 // The sums of kLanes vectors, each in its own lane.
 TENARAI_INLINE vf sums_of(vf* rows) {
   transpose(rows);

@@ -15,7 +15,7 @@ namespace {
 // M <= kMostRows. Each thread rounds x for itself: that is less than a barrier.
 void forward_few(Pool& pool, const Forward& forward, const float* x, const QuantRows& w, i64 M) {
   const i64 computed = rows_computed(M);
-  const Tile tile = w.reader.tile[computed];
+  const Tile tile = w.tile(computed);
   parallel(pool, [&](int thread) {
     const Range range = split(w.O, pool.threads(), thread, kLanes);
     if (range.begin == range.end) return;

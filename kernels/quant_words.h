@@ -59,7 +59,12 @@ struct Scales16 {
     return (vs)_mm512_permutexvar_epi16(index, table);
   }
 #else
-  TENARAI_ALWAYS vs of(int c) const { return vs{} + s[c * kWords / 16]; }
+  TENARAI_ALWAYS vs of(int c) const {
+    if constexpr (kWords <= 16) return vs{} + s[c * kWords / 16];
+    int16_t each[kWords];
+    for (int i = 0; i < kWords; ++i) each[i] = s[(c * kWords + i) / 16];
+    return load_words(each);
+  }
 #endif
 };
 

@@ -199,6 +199,7 @@ int main() {
       test::test_optim(k, pool);
       test::test_attention(k, pool);
       test::test_rows(k, pool);
+      test::test_quant(k, pool);
     }
     test::test_linear_threads(k);
     std::printf("%s: %d passed, %d failed so far\n", k.isa, test::passed, test::failed);
