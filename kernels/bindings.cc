@@ -349,5 +349,6 @@ NB_MODULE(_kernels, m) {
       .def("square_sum", &square_sum, a("x"), Release());
   bind_inference(machine);
   bind_quant(machine);
+  bind_cache(machine);
   bind_replay(machine);
 }

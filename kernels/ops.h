@@ -40,6 +40,22 @@ struct AttentionBackward {
   Strides dqs, dks, dvs, dys, qs, ks, vs, ys;
 };
 
+// A layer's keys and values of past tokens: k, v (slots, K, capacity, D) float16, float32, or int8
+// with scales k_scale, v_scale (slots, K, capacity). Position s of a sequence lies at row
+// s % capacity of its slot.
+enum class CacheType : int { f16, f32, i8 };
+struct CacheStore {
+  void *k, *v;
+  float *k_scale, *v_scale;
+  CacheType type;
+  int64_t slots, K, capacity, D;
+};
+// Whose each of N rows is, and its place there.
+struct CacheRows {
+  const int32_t *slots, *positions;
+  int64_t N;
+};
+
 enum class Gelu : int { none = 0, tanh = 1, erf = 2 };
 
 constexpr int64_t kExpandedRows = 512;  // of a quantised weight, expanded at a time
@@ -125,6 +141,14 @@ void rope(Pool&, float* y, const float* x, const float* cos, const float* sin,
 void attention_forward(Pool&, const AttentionForward&, const AttentionShape&);
 void attention_backward(Pool&, const AttentionBackward&, const AttentionShape&);
 
+// cache_attention.cc. Rows k, v (N, K, D) into the cache; and y (N, H, D) = the attention of q
+// (N, H, D) to the rows' own sequences, from position - window + 1 to position. Of strides, t is
+// from row to row. Slots and positions are within the cache: the caller has looked.
+void cache_append(Pool&, const CacheStore&, const float* k, const float* v, Strides k_strides,
+                  Strides v_strides, const CacheRows&);
+void cache_attention(Pool&, const CacheStore&, float* y, const float* q, Strides q_strides,
+                     const CacheRows&, int64_t H, int64_t window, float scale);
+
 // cross_entropy.cc. Rows of logits (M, V) against targets (M), negative ones ignored. Returns the
 // sum of the losses of the rows that count. Where `scale` is not 0, logits become their own
 // gradient, scale · (softmax − onehot), zero in ignored rows; where it is 0 they are only read.
@@ -156,5 +180,6 @@ double square_sum(Pool&, const float* x, int64_t n);
   X(embedding_forward) X(embedding_backward) X(rope)                    \
   X(dequantize) X(quant_embedding_forward)                              \
   X(attention_forward) X(attention_backward)                            \
+  X(cache_append) X(cache_attention)                                    \
   X(cross_entropy) X(dropout) X(adamw_step) X(square_sum)
 // clang-format on

@@ -127,7 +127,7 @@ ALL_OPS = [pytest.param(lambda: reference, id="reference"), pytest.param(fast, i
 
 
 def new_cache(model, B):
-    return KVCache(model.cache_layers(), B, model.config.context)
+    return KVCache(model.cache_layers(), B, model.config.context, dtype="float32")
 
 
 def decode(ops, model, params, tokens, cache):

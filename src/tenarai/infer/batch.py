@@ -1,7 +1,8 @@
 """The rows that go through a model together: one or more new tokens of one or more sequences.
 
 This is the `batch` of a model's `decode` (docs/design.md): it knows whose each row is, so that the
-model need not.
+model need not. All its numbers lie in int32 arrays that stay where they are, so a recorded decode
+can be replayed for other rows.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ Array = np.ndarray
 class Batch:
     """`parts`: (slot of the cache, number of new tokens), rows in this order.
 
-    positions (N,) int32: each row's place in its sequence. outputs (n,): the rows whose logits are
-    wanted, by default the last of each part.
+    slots, positions (N,) int32: each row's sequence and its place there. outputs (n,): the rows
+    whose logits are wanted, by default the last of each part.
     """
 
     def __init__(
@@ -29,54 +30,49 @@ class Batch:
         parts: Sequence[tuple[int, int]],
         outputs: Sequence[int] | None = None,
     ):
-        self.cache, self.parts = cache, tuple(parts)
-        counts = [n for _, n in self.parts]
-        ends = np.cumsum(counts)
-        self._rows = [slice(e - n, e) for e, n in zip(ends, counts, strict=True)]
-        self.outputs = np.asarray(ends - 1 if outputs is None else outputs, np.int32)
-        self.positions = np.empty(sum(counts), np.int32)
-        self._singly = all(n == 1 for n in counts)
-        self._slots = np.array([slot for slot, _ in self.parts], np.int32)
-        shape = (len(cache.windows), len(self.parts))
-        self._places, self._firsts = np.empty(shape, np.int32), np.empty(shape, np.int32)
+        N = sum(n for _, n in parts)
+        self.cache = cache
+        self.slots, self.positions = np.zeros(N, np.int32), np.zeros(N, np.int32)
+        self.outputs = np.zeros(len(parts) if outputs is None else len(outputs), np.int32)
+        self.set(parts, outputs)
+
+    def set(self, parts: Sequence[tuple[int, int]], outputs: Sequence[int] | None = None) -> None:
+        """Other rows, as many as before, that follow what the cache holds. Raises ValueError: more
+        rows than the cache takes at once, or a sequence past the context."""
+        counts = [n for _, n in parts]
+        if sum(counts) != len(self.slots) or sum(counts) > self.cache.rows:
+            raise ValueError(
+                f"{sum(counts)} rows: this batch is of {len(self.slots)}, "
+                f"the cache takes {self.cache.rows} at once"
+            )
+        self.parts = tuple(parts)
+        self.outputs[:] = np.cumsum(counts) - 1 if outputs is None else outputs
         self.begin()
 
     def begin(self) -> None:
-        """The next tokens of the same parts: all arrays stay where they are."""
-        for (slot, n), rows in zip(self.parts, self._rows, strict=True):
-            self.cache.make_room(slot, n)
-            start = self.cache.lengths[slot]
-            self.positions[rows] = np.arange(start, start + n)
-        self._places[...] = self.cache.held[:, self._slots]
-        for kind, window in enumerate(self.cache.windows):
-            first = 0 if window is None else np.maximum(0, self._places[kind] - (window - 1))
-            self._firsts[kind] = first
+        """The next tokens of the same sequences. Raises ValueError past the context."""
+        end = 0
+        for slot, n in self.parts:
+            length = int(self.cache.lengths[slot])
+            if length + n > self.cache.context:
+                raise ValueError(f"{length + n} tokens exceed a context of {self.cache.context}")
+            self.slots[end : end + n] = slot
+            self.positions[end : end + n] = np.arange(length, length + n)
+            end += n
 
     def attention(
         self, ops: Any, i: int, q: Array, k: Array, v: Array, *, scale: float | None = None
     ) -> Array:
         """y (N, H, D): rows of q (N, H, D) attend to their own sequences in layer i, to which
         k and v (N, K, D) are added first."""
-        cache = self.cache
-        if self._singly:
-            kind = cache.kinds[i]
-            places = (self._slots, self._places[kind], self._firsts[kind])
-            kept = (cache.keys[i], cache.values[i])
-            return ops.cache_attention(q, k, v, *kept, *places, scale=scale)
-        y = ops.empty_like(q)
-        for (slot, _), rows in zip(self.parts, self._rows, strict=True):
-            keys, values = cache.append(i, slot, k[rows], v[rows])
-            window = cache.layers[i].window
-            ops.attention_forward(
-                q[rows][None], keys, values, scale=scale, window=window, out=y[rows][None]
-            )
-        return y
+        store = self.cache.layers[i]
+        return ops.cache_attention(q, k, v, store, self.slots, self.positions, scale=scale)
 
     def wanted(self, ops: Any, x: Array) -> Array:
         """The rows (n, C) of x (N, C) whose logits are wanted."""
         if len(self.outputs) == len(x):
             return x
-        return np.ascontiguousarray(x[self.outputs])
+        return ops.embedding_forward(self.outputs, x)[0]
 
     def finish(self) -> None:
         """The rows are read: the cache counts them."""

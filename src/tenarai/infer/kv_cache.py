@@ -1,24 +1,48 @@
 """Keys and values of the tokens so far, so that a new token attends to them without computing
-them again. Which rows of a batch belong to which sequence is left to batch.py."""
+them again. Which rows of a batch belong to which sequence is left to batch.py, how rows are written
+and read to ops.cache_attention."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from tenarai.errors import TenaraiError
 from tenarai.models.cache_layer import CacheLayer
 
 Array = np.ndarray
+DTYPES = ("float16", "float32", "int8")
+
+
+@dataclass(frozen=True)
+class LayerStore:
+    """What is kept of one layer. keys, values (slots, K, capacity, D), so that a head's rows are
+    side by side; scales (slots, K, capacity) where they are int8. Position s lies at row
+    s % capacity."""
+
+    keys: Array
+    values: Array
+    key_scales: Array | None
+    value_scales: Array | None
+    window: int | None
+
+    @property
+    def capacity(self) -> int:
+        return self.keys.shape[2]
+
+    def arrays(self) -> tuple[Array, ...]:
+        both = (self.keys, self.values, self.key_scales, self.value_scales)
+        return tuple(a for a in both if a is not None)
 
 
 class KVCache:
     """Room for `slots` sequences of up to `context` tokens, of which at most `rows` come at once.
 
-    A layer's keys and values lie as (slots, K, capacity, D), so that a head's rows are side by
-    side. A layer with a window W keeps 2W + rows of them: when they are full, the last W - 1 move
-    to the front, which costs a row less than one copy of itself. Memory is taken when it is
-    written, not before.
+    dtype "float16", "int8" (a scale a row and head; half the memory) or "float32". A layer with a
+    window keeps W + rows tokens, the others all. Memory is taken when it is first written: see
+    `cache_bytes` before.
     """
 
     def __init__(
@@ -27,63 +51,76 @@ class KVCache:
         slots: int,
         context: int,
         rows: int = 512,
-        dtype: np.dtype | type = np.float32,
+        dtype: str = "float16",
     ):
-        self.layers = tuple(layers)
-        self.context, self.rows = context, rows
+        if dtype not in DTYPES:
+            raise TenaraiError(f"the cache's dtype is {dtype!r}, expected one of {DTYPES}")
+        self.context, self.rows, self.dtype = context, rows, dtype
+        self.layers = tuple(_store(layer, slots, context, rows, dtype) for layer in layers)
         self.lengths = np.zeros(slots, np.int32)  # tokens of each sequence so far
-        self.windows = tuple(dict.fromkeys(c.window for c in self.layers))
-        self.kinds = [self.windows.index(c.window) for c in self.layers]  # of each layer
-        self.held = np.zeros((len(self.windows), slots), np.int32)  # rows of it that are kept
-        shapes = [(slots, c.heads, self._capacity(c.window), c.head_size) for c in self.layers]
-        self.keys = [np.zeros(shape, dtype) for shape in shapes]
-        self.values = [np.zeros(shape, dtype) for shape in shapes]
-
-    def _capacity(self, window: int | None) -> int:
-        if window is None:
-            return self.context
-        return min(self.context, 2 * window + self.rows)
+        self._written = np.zeros(slots, np.int64)  # as long as it was since it was last cleared
 
     @property
     def nbytes(self) -> int:
         """Bytes when every sequence is as long as it may be."""
-        return sum(a.nbytes for a in self.keys + self.values)
-
-    def make_room(self, slot: int, T: int) -> None:
-        """Before T tokens are appended to a sequence, in every layer. Raises ValueError past the
-        context, or for more rows at once than the cache was made for."""
-        if self.rows < T:
-            raise ValueError(f"{T} rows at once, the cache was made for {self.rows}")
-        if self.lengths[slot] + T > self.context:
-            raise ValueError(f"{self.lengths[slot] + T} tokens exceed a context of {self.context}")
-        for kind, window in enumerate(self.windows):
-            held = int(self.held[kind, slot])
-            if window is None or held + T <= self._capacity(window):
-                continue
-            keep = min(held, window - 1)
-            for i, other in enumerate(self.kinds):
-                if other == kind:
-                    for array in (self.keys[i][slot], self.values[i][slot]):
-                        array[:, :keep] = array[:, held - keep : held].copy()
-            self.held[kind, slot] = keep
-
-    def append(self, i: int, slot: int, k: Array, v: Array) -> tuple[Array, Array]:
-        """Adds k and v (T, K, D) to layer i of a sequence and returns, as views (1, S, K, D), the
-        keys and values that the newest T tokens may see."""
-        window, held = self.layers[i].window, int(self.held[self.kinds[i], slot])
-        keys, values = self.keys[i][slot], self.values[i][slot]  # (K, capacity, D)
-        end = held + len(k)
-        keys[:, held:end] = k.swapaxes(0, 1)
-        values[:, held:end] = v.swapaxes(0, 1)
-        start = 0 if window is None else max(0, end - (window - 1 + len(k)))
-        return keys[None, :, start:end].swapaxes(1, 2), values[None, :, start:end].swapaxes(1, 2)
+        return sum(array.nbytes for layer in self.layers for array in layer.arrays())
 
     def advance(self, slot: int, T: int) -> None:
-        """Counts T tokens as held, once every layer has appended them."""
+        """Counts T tokens as held, once every layer has them."""
         self.lengths[slot] += T
-        self.held[:, slot] += T
+        self._written[slot] = max(self._written[slot], self.lengths[slot])
 
     def clear(self, slot: int) -> None:
         """Forgets a sequence."""
-        self.lengths[slot] = 0
-        self.held[:, slot] = 0
+        self.lengths[slot] = self._written[slot] = 0
+
+    def cut(self, slot: int, length: int) -> int:
+        """Forgets a sequence but for its first `length` tokens, or all of it where a window has
+        lost what the next token must see. Returns how many are left."""
+        if length > self.lengths[slot]:
+            raise ValueError(f"sequence {slot} has {self.lengths[slot]} tokens, not {length}")
+        for layer in self.layers:
+            lost = self._written[slot] - layer.capacity  # tokens whose rows were used again
+            if layer.window is not None and max(0, length - layer.window + 1) < lost:
+                length = 0
+        if length == 0:
+            self.clear(slot)
+        self.lengths[slot] = length
+        return length
+
+    def copy(self, source: int, to: int) -> None:
+        """Makes sequence `to` the same as `source`."""
+        end = int(self._written[source])
+        for layer in self.layers:
+            for array in layer.arrays():
+                array[to, :, :end] = array[source, :, :end]
+        self.lengths[to] = self.lengths[source]
+        self._written[to] = end
+
+
+def cache_bytes(
+    layers: Sequence[CacheLayer], slots: int, context: int, rows: int = 512, dtype: str = "float16"
+) -> int:
+    """What a KVCache of these arguments takes when every sequence is as long as it may be."""
+    item = np.dtype(dtype).itemsize
+    sizes = [
+        _capacity(layer, context, rows)
+        * layer.heads
+        * (layer.head_size * item + (4 if dtype == "int8" else 0))
+        for layer in layers
+    ]
+    return 2 * slots * sum(sizes)
+
+
+def _capacity(layer: CacheLayer, context: int, rows: int) -> int:
+    """A window's oldest row must outlive the newest `rows`, which are written before they look."""
+    return context if layer.window is None else min(context, layer.window + rows)
+
+
+def _store(layer: CacheLayer, slots: int, context: int, rows: int, dtype: str) -> LayerStore:
+    shape = (slots, layer.heads, _capacity(layer, context, rows), layer.head_size)
+    keys, values = np.zeros(shape, dtype), np.zeros(shape, dtype)
+    if dtype != "int8":
+        return LayerStore(keys, values, None, None, layer.window)
+    scales = [np.zeros(shape[:3], np.float32) for _ in range(2)]
+    return LayerStore(keys, values, scales[0], scales[1], layer.window)

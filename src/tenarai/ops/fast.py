@@ -286,15 +286,13 @@ class Fast:
         self._run("attention_forward", y, lse, q, k, v, scale, causal, window)
         return y, (q, k, v, y, lse, scale, causal, window)
 
-    def cache_attention(
-        self, q, k, v, keys, values, slots, places, firsts, *, scale=None, out=None
-    ):
-        N, H, D = q.shape
-        scale = D**-0.5 if scale is None else scale
-        y = self._new(N, H, D) if out is None else out
-        places = (slots, places, firsts)
-        new = (q[None], k[None], v[None])
-        self._run("cache_attention", y[None], self._new(H), *new, keys, values, *places, scale)
+    def cache_attention(self, q, k, v, store, slots, positions, *, scale=None, out=None):
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        y = self._new(*q.shape) if out is None else out  # (N, H, D)
+        self._run(
+            "cache_attention", y, q, k, v, store.keys, store.values, store.key_scales,
+            store.value_scales, slots, positions, store.window, scale,
+        )  # fmt: skip
         return y
 
     def attention_backward(self, dy, saved, *, out=None):
