@@ -72,7 +72,7 @@ def tiny(windows=(3, None)):
     )  # fmt: skip
     model = Llama(config)
     params = Weights(model.table()).initialise(5)
-    params.flat *= 10  # or attention would hardly matter
+    params.flat *= 10  # or attention would hardly matter; it also magnifies rounding
     return model, params, np.random.default_rng(0).integers(0, 37, (3, 40)).astype(np.int32)
 
 
@@ -94,24 +94,24 @@ def test_sequences_that_join_and_leave_get_the_logits_they_get_alone(ops):
         batch.finish()
         for row, (s, n) in enumerate(parts):
             at[s] += n
-            assert relative(got[row], expected[s, at[s] - 1]) < 1e-5, (parts, s)
+            assert relative(got[row], expected[s, at[s] - 1]) < 3e-5, (parts, s)
     assert at == cache.lengths.tolist()
 
 
 @pytest.mark.parametrize("windows", [(1, 3), (3, None)])
 def test_a_decoder_goes_on_as_forward_does(ops, windows):
-    # rows=2: the windows' layers move their rows several times while calls are made again
+    # rows=2: the windows' rings wrap several times while calls are made again
     model, params, tokens = tiny(windows)
     expected = model.logits(ops, params, tokens)
     cache = KVCache(model.cache_layers(), 3, 40, rows=2, dtype="float32")
     first = Decoder(ops, model, params, cache, [2])
     for t in range(7):
-        assert relative(first([tokens[2, t]])[0], expected[2, t]) < 1e-5
+        assert relative(first([tokens[2, t]])[0], expected[2, t]) < 3e-5
     both = Decoder(ops, model, params, cache, [0, 2])
     for t in range(33):
         logits = both([tokens[0, t], tokens[2, 7 + t]])
-        assert relative(logits[0], expected[0, t]) < 1e-5, t
-        assert relative(logits[1], expected[2, 7 + t]) < 1e-5, t
+        assert relative(logits[0], expected[0, t]) < 3e-5, t
+        assert relative(logits[1], expected[2, 7 + t]) < 3e-5, t
     with pytest.raises(ValueError, match="41 tokens exceed a context of 40"):
         both([1, 1])
 
