@@ -1,5 +1,7 @@
 // Quantised weights as Python sees them: expanded, gathered, and made. The Python side is
 // src/tenarai/ops/fast.py.
+#include <cmath>
+
 #include "python_quant.h"
 
 namespace tenarai {
@@ -26,13 +28,40 @@ void quant_embedding_forward(Machine& self, Out x, Ids tokens, Bytes wte, int fo
   });
 }
 
+// Every weight finite and no larger than a float16 holds, which scales and F16 are.
+void expect_storable(const In& x, int64_t I, bool halves) {
+  const float most = halves ? 65504.0f : 3.4028235e38f;
+  const float* p = x.data();
+  for (int64_t i = 0; i < size(x); ++i)
+    if (!(std::fabs(p[i]) <= most))
+      fail("weight " + std::to_string(i % I) + " of row " + std::to_string(i / I) + " is " +
+           std::to_string(p[i]) + ", expected finite numbers up to " + std::to_string(most));
+}
+
+void quantize(Machine& self, OutBytes y, In x, int format, MaybeIn importance) {
+  if (x.ndim() != 2) fail("x: expected two dims");
+  const int64_t O = x.shape(0), I = x.shape(1), bytes = row_bytes(format, I);
+  if (y.ndim() != 2) fail("y: expected two dims of bytes");
+  expect(y.shape(0), O, "rows of y");
+  expect(y.shape(1), bytes, "bytes of a row of y");
+  vector(importance, I, "importance");
+  for (int64_t i = 0; importance && i < I; ++i)
+    if (const float c = importance->data()[i]; !(c >= 0 && c <= 3.4028235e38f))
+      fail("importance of column " + std::to_string(i) + " is " + std::to_string(c) +
+           ", expected a finite number from 0 on");
+  const auto f = static_cast<QuantFormat>(format);
+  expect_storable(x, I, f != QuantFormat::f32 && f != QuantFormat::bf16);
+  self.k.quantize(self.pool, y.data(), x.data(), f, pointer(importance), O, I, bytes);
+}
+
 }  // namespace
 
 void bind_quant(MachineClass& machine) {
   const auto a = given;
   machine.def("dequantize", &dequantize, a("y"), a("w"), "format"_a, Release())
       .def("quant_embedding_forward", &quant_embedding_forward, a("x"), a("tokens"), a("wte"),
-           "format"_a, maybe("wpe"), maybe("positions"), "start"_a, Release());
+           "format"_a, maybe("wpe"), maybe("positions"), "start"_a, Release())
+      .def("quantize", &quantize, a("y"), a("x"), "format"_a, maybe("importance"), Release());
 }
 
 }  // namespace tenarai

@@ -130,6 +130,11 @@ void quant_embedding_forward(Pool&, float* x, const int32_t* tokens, const uint8
                              QuantFormat, const float* wpe, const int32_t* positions, int64_t B,
                              int64_t T, int64_t C, int64_t row_bytes, int64_t start);
 
+// quantize.cc. x (O, I) finite into blocks, so that the sum of importance (I, or null:
+// ones) times the squared error is small.
+void quantize(Pool&, uint8_t* data, const float* x, QuantFormat, const float* importance, int64_t O,
+              int64_t I, int64_t row_bytes);
+
 // rope.cc. cos, sin (T, D/2), or with positions (B, T) or null, the rows of (.., D/2) that they
 // name. Pairs i with i + D/2, or where `adjacent` 2i with 2i + 1; the
 // backward is the rotation the other way. y may be x where the strides are the same.
@@ -178,7 +183,7 @@ double square_sum(Pool&, const float* x, int64_t n);
   X(swiglu_forward) X(swiglu_backward) X(geglu_forward)                 \
   X(geglu_backward) X(add) X(scale)                                     \
   X(embedding_forward) X(embedding_backward) X(rope)                    \
-  X(dequantize) X(quant_embedding_forward)                              \
+  X(dequantize) X(quant_embedding_forward) X(quantize)                  \
   X(attention_forward) X(attention_backward)                            \
   X(cache_append) X(cache_attention)                                    \
   X(cross_entropy) X(dropout) X(adamw_step) X(square_sum)

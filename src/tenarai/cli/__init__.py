@@ -30,6 +30,8 @@ VERBS = {
     "data": ("data", "Fetch a text, or turn texts into tokens."),
     "tokenize": ("tokenize", "Show how a text falls into tokens."),
     "convert": ("convert", "Turn one kind of model file into another."),
+    "quantize": ("quantize", "Turn a GGUF file into one of fewer bits a weight."),
+    "imatrix": ("imatrix", "Measure which weights matter most, for `quantize`."),
     "inspect": ("inspect", "Show what is in a model file."),
     "bench": ("bench", "Measure speed against the machine's limits and against peers."),
     "doctor": ("doctor", "Show what this machine and this installation can do."),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import TenaraiError
-from ..quant import QuantTensor
+from ..quant import Format, QuantTensor
 from .arena import Arena
 from .gradient import Unwritten, cleared
 
@@ -351,6 +351,17 @@ class Fast:
         y = self._new(*w.shape) if out is None else out  # (O, I)
         self._run("dequantize", y, w.data, w.format.number)
         return y
+
+    def quantize(self, x: Array, format: Format, importance: Array | None = None) -> QuantTensor:
+        """x (O, I) float32 in `format`, so that Σ importance_i (w_oi − x_oi)² is small.
+
+        importance (I,) float32, 1 where there is none: how much a column matters, for example
+        the mean square of the input it is multiplied with. Raises ValueError where I is not a
+        whole number of blocks, and for weights that are not finite or no float16 could hold.
+        """
+        data = np.empty((x.shape[0], format.row_bytes(x.shape[1])), np.uint8)
+        self._run("quantize", data, x, format.number, importance)
+        return QuantTensor(format, (x.shape[0], x.shape[1]), data)
 
     # Optimiser, in place over flat arrays
 
