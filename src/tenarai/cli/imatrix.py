@@ -18,6 +18,8 @@ Examples:
       then: tenarai quantize model-f16.gguf model-q3.gguf Q3_K_M --imatrix model.imatrix
   tenarai imatrix -m model-q8.gguf -f text.txt -o model.imatrix --chunks 100
       a quantised model will do as well, and 100 windows of 512 tokens are enough
+  tenarai imatrix -m smollm2 -f text.txt -o smollm2.imatrix -c 2048 --json
+      longer windows, for a model that is to read long texts
 
 The text should be like what the model is for. The file is one that llama.cpp reads too.
 """
