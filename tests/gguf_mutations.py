@@ -322,9 +322,9 @@ def _content(kind, rng):
 
 
 def _content_like(name, kind, content, rng):
-    if name.endswith("chat_template"):
+    if kind == "string" and name.endswith("chat_template"):
         return template_like(content, rng)
-    if name.endswith(".pre"):
+    if kind == "string" and name.endswith(".pre"):
         return rng.choice(_PRES)
     if not kind.startswith("["):
         return _content(kind, rng)
