@@ -43,7 +43,8 @@ def model_of(file: GGUFFile) -> AnyModel:
     arch = file.metadata.typed(ARCH, "string")
     if arch not in ARCHITECTURES:
         raise TenaraiError(
-            f"{file.path}: its architecture is {arch[:40]!r}: those known are {', '.join(ARCHITECTURES)}"
+            f"{file.path}: its architecture is {arch[:40]!r}: those known are "
+            f"{', '.join(ARCHITECTURES)}"
         )
     keys = _Keys(file, arch)
     try:
