@@ -25,7 +25,7 @@ ALLOWED = {
     "api": FILES | {"infer", "models", "ops", "quant", "tokenizers"},
     "files": FILES | {"api", "models", "ops", "quant", "tokenizers"},
     "cli": FILES
-    | {"bench", "config", "data", "files", "infer", "api", "models", "ops"}
+    | {"bench", "config", "data", "files", "infer", "api", "models", "ops", "quant"}
     | {"tokenizers", "train"},
     "__init__": {"api", "errors", "train"},
     "__main__": {"cli"},

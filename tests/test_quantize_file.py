@@ -19,7 +19,7 @@ from tenarai.io import gguf, gguf_write, imatrix
 from tenarai.quant import FORMATS, mixes
 
 pytest.importorskip("tenarai._kernels", reason="the compiled core is not built")
-from tenarai.quant.quantize import quantize_file
+from tenarai.models.gguf_quantize import quantize_file
 
 ROOT = Path(__file__).parent.parent
 # What llama.cpp's quantisers lose of normal numbers.
@@ -203,7 +203,7 @@ def test_ctrl_c_leaves_nothing(f16, tmp_path):
 
 
 def test_a_matrix_is_taken_in_parts(tmp_path, monkeypatch):
-    from tenarai.quant import quantize
+    from tenarai.models import gguf_quantize as quantize
 
     w = np.random.default_rng(0).standard_normal((37, 256), np.float32)
     source = write_model(tmp_path / "m.gguf", w)

@@ -47,8 +47,8 @@ def quantize(
     """Write the GGUF file IN as OUT with weights of TYPE."""
     from tqdm import tqdm
 
+    from tenarai.models.gguf_quantize import quantize_file, total_weights
     from tenarai.quant.mixes import mix_of
-    from tenarai.quant.quantize import quantize_file, total_weights
 
     mix_of(kind)  # a mistyped name is told before a bar is drawn
     with tqdm(total=total_weights(source), unit="", unit_scale=True, disable=None) as bar:

@@ -3,7 +3,7 @@
 For y = x wᵀ the error that rounding w by δ makes is, for rows x of a text and δ that know nothing
 of each other, Σ_i δ_oi² · mean(x_i²) in the square: so column i's importance is the mean square of
 x_i. It is gathered by operations that note their input and then do what they always do. What is
-done with it: quant/quantize.py.
+done with it: models/gguf_quantize.py.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ text. Two formats are read, both llama.cpp's, and the first is written:
     legacy  i32 entries n · n times: i32 length · name · i32 calls · i32 I · I × float32, the sums
             of means; then what it was made from, which is not read
 
-Who uses them is quant/quantize.py, who makes them infer/importance.py.
+Who uses them is models/gguf_quantize.py, who makes them infer/importance.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A GGUF file into another one of fewer bits a weight, a tensor at a time.
 
-Which tensor gets which format stands in mixes.py, how a block's scales are found in
+Which tensor gets which format stands in quant/mixes.py, how a block's scales are found in
 kernels/quant_search.h. Metadata, tokenizer and vectors go over as they are.
 """
 
