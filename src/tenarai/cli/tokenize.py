@@ -15,6 +15,8 @@ Examples:
       ids and pieces, with the tokenizer of a run
   tenarai tokenize -m gpt2/tokenizer.json --json "吾輩は猫である"
       the same as one JSON document, with a tokenizer.json of any model
+  tenarai tokenize -m smollm2 --special "<|im_start|>user"
+      with a model that was pulled; names of special tokens become those tokens
   tenarai tokenize -m data/mine --decode "17 4 1023"
       back from ids to text
 """
@@ -26,25 +28,31 @@ Examples:
     "--model",
     metavar="PATH",
     required=True,
-    help="A run, a dataset or a model folder, a tokenizer.json, or llm.c's gpt2_tokenizer.bin.",
+    help="A GGUF file or a pulled model's name, a run, a dataset or a model folder, a "
+    "tokenizer.json, a SentencePiece .model, or llm.c's or llama2.c's tokenizer file.",
 )
 @click.argument("text")
+@click.option("--special", is_flag=True, help="Names of special tokens in TEXT are those tokens.")
 @click.option("--decode", is_flag=True, help="TEXT is token ids, give their text.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def tokenize(model: str, text: str, decode: bool, as_json: bool) -> None:
+def tokenize(model: str, text: str, special: bool, decode: bool, as_json: bool) -> None:
     """Show how TEXT falls into tokens (`-` reads it from standard input)."""
     from tenarai import tokenizers
+    from tenarai.io.named_models import model_path
 
     if text == "-":
         text = _stdin()
-    tokenizer = tokenizers.load(model)
-    ids = _ids(text, tokenizer.vocab_size) if decode else tokenizer.encode(text)
+    tokenizer = tokenizers.load(model_path(model))
+    if decode:
+        ids = _ids(text, tokenizer.vocab_size)
+    else:
+        ids = tokenizer.encode(text, parse_special=special)
     document: dict[str, Any] = {
         "tokenizer": tokenizer.name,
         "vocab_size": tokenizer.vocab_size,
         "count": len(ids),
         "ids": ids,
-        "pieces": [tokenizer.decode([i]) for i in ids],
+        "pieces": [tokenizer.token_bytes(i).decode(errors="replace") for i in ids],
         "bytes": [tokenizer.token_bytes(i).hex() for i in ids],
         "text": tokenizer.decode(ids),
     }

@@ -10,6 +10,7 @@ Which keys there are is the business of whoever reads a model or a tokenizer.
 from __future__ import annotations
 
 import struct
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -137,15 +138,15 @@ class Metadata(Mapping[str, Any]):
         return (value.decode(count) if isinstance(value, _Lazy) else value)[:count]
 
 
-class _Lazy:
+class _Lazy(ABC):
     """An array in the file, its bounds checked, not yet decoded."""
 
     def __init__(self, cursor: Cursor, key: str, count: int):
         self.cursor, self.key, self.count = cursor, key, count
 
+    @abstractmethod
     def decode(self, count: int | None = None) -> Any:
         """All elements, or the first `count` where there are as many."""
-        raise NotImplementedError
 
 
 class _Numbers(_Lazy):

@@ -12,7 +12,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from tenarai.errors import TenaraiError
 from tenarai.io.atomic import atomic_write
@@ -93,6 +92,8 @@ class Tokenizer(ABC):
 
         With `progress` a bar is drawn on stderr, where that is a terminal.
         """
+        from tqdm import tqdm  # 40 ms, and not needed for a prompt
+
         # disable=None: tqdm is silent where stderr is no terminal
         with tqdm(
             total=len(text),

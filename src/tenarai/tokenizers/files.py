@@ -16,19 +16,21 @@ from .base import Tokenizer, TokenizerError
 from .bpe import EOT, HFTokenizer, byte_level_bpe
 from .byte_letters import letters_of
 from .gguf import from_gguf
+from .sentencepiece_files import from_llama2c, from_model
+from .vocabulary import MAX_PIECE
 
 MAX_BYTES = 1 << 28  # the largest tokenizer.json in use has some 35 MB
 LLMC_MAGIC = 20240328
 LLMC_NAME = "gpt2_tokenizer.bin"
-_NAMES = ("tokenizer.json", "vocab.json", LLMC_NAME)
+_NAMES = ("tokenizer.json", "vocab.json", "tokenizer.model", LLMC_NAME)
 
 
 def load(path: str | os.PathLike[str]) -> Tokenizer:
     """Open a tokenizer, whatever kind it is.
 
     A GGUF file, a tokenizer.json (ours or Hugging Face's), GPT-2's vocab.json beside its
-    merges.txt, llm.c's gpt2_tokenizer.bin, or a folder (a dataset, a run, a Hugging Face model)
-    that has one of them.
+    merges.txt, SentencePiece's .model, llm.c's gpt2_tokenizer.bin, llama2.c's tokenizer.bin, or a
+    folder (a dataset, a run, a Hugging Face model) that has one of them.
     Raises TokenizerError with the file's name, what is wrong, and what to do.
     """
     path = Path(path)
@@ -37,8 +39,11 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
     try:
         if _is_gguf(path):
             return from_gguf(gguf.read(path).metadata)
+        if path.name.endswith(".model"):
+            return from_model(_read(path))
         if path.name.endswith(".bin"):
-            return _load_llmc(_read(path))
+            data = _read(path)
+            return (from_llama2c if _is_llama2c(data) else _load_llmc)(data)
         if path.name in ("vocab.json", "merges.txt"):
             return _load_gpt2(path.with_name("vocab.json"), path.with_name("merges.txt"))
         return _load_json(path)
@@ -66,6 +71,13 @@ def _is_gguf(path: Path) -> bool:
             return f.read(4) in formats.GGUF_MAGICS
     except OSError:
         return False  # the reader of the other kinds says it better
+
+
+def _is_llama2c(data: bytes) -> bool:
+    """It starts with the length of its longest token, llm.c's with a date; and its first token is
+    not longer (an llm.c file with a damaged date has its number of tokens there)."""
+    longest, first = (int.from_bytes(data[at : at + 4], "little") for at in (0, 8))
+    return 0 < longest <= MAX_PIECE and first <= longest
 
 
 def _in_folder(folder: Path) -> Path:

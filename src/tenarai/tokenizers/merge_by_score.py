@@ -11,17 +11,14 @@ Source: SentencePiece, bpe_model.cc; Kudo & Richardson 2018, arXiv:1808.06226.
 
 from __future__ import annotations
 
-import heapq
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from .base import TokenizerError
-from .pieces import PieceTokenizer
+from .merge import merge
+from .pieces import PieceTokenizer, Remembered
 from .vocabulary import SPACE, TokenType, Vocabulary
-
-KEPT = 1 << 16  # words whose ids are remembered
-KEPT_LENGTH = 32  # characters of such a word
 
 
 class ScoreTokenizer(PieceTokenizer):
@@ -50,7 +47,7 @@ class ScoreTokenizer(PieceTokenizer):
         self._ranks.pop("", None)
         self._unused = vocabulary.of_type(TokenType.UNUSED)
         self._word = _words(self._ranks)
-        self._known: dict[str, list[int]] = {}
+        self._known = Remembered(self._encode_word)
 
     def _make_piece(self, token: int) -> bytes:
         name, kind = self.vocabulary.tokens[token], self.vocabulary.types[token]
@@ -66,22 +63,28 @@ class ScoreTokenizer(PieceTokenizer):
             text = SPACE + text
         ids: list[int] = []
         for word in self._word.findall(text):
-            found = self._known.get(word)
-            if found is None:
-                found = self._encode_word(word)
-                if len(word) <= KEPT_LENGTH:
-                    if len(self._known) >= KEPT:
-                        self._known.clear()
-                    self._known[word] = found
-            ids += found
+            ids += self._known(word)
         return ids
 
     def _encode_word(self, word: str) -> list[int]:
         ids: list[int] = []
-        for piece in merge(word, self._ranks, self._unused):
+        for piece in self._pieces_of(word):
             i = self.vocabulary.ids[piece] if piece in self._ranks else None
             ids += self._fallback(piece) if i is None else [i]
         return ids
+
+    def _pieces_of(self, word: str) -> list[str]:
+        ranks, unused = self._ranks, self._unused
+        if not unused:
+            return merge(word, lambda left, right: ranks.get(left + right))
+        parts: dict[str, tuple[str, str]] = {}  # what unused pieces were last offered from
+
+        def rank(left: str, right: str) -> float | None:
+            if left + right in unused:
+                parts[left + right] = left, right
+            return ranks.get(left + right)
+
+        return _apart(merge(word, rank), parts)
 
     def _fallback(self, character: str) -> list[int]:
         """A character that is no piece: its bytes, or the unknown token."""
@@ -96,48 +99,8 @@ class ScoreTokenizer(PieceTokenizer):
         return [self.vocabulary.unknown]
 
 
-def merge(word: str, ranks: Mapping[str, float], unused: Mapping[str, int]) -> list[str]:
-    """The pieces of a word: neighbours joined by lowest rank, the leftmost first among equals.
-
-    Pieces of `unused` are joined like others, but in the end fall apart into what they were joined
-    from. Takes O(n log n) for n characters.
-    """
-    pieces: list[str] = list(word)
-    after = [*range(1, len(pieces)), -1]  # the place of the next piece
-    before = [*range(-1, len(pieces) - 1)]
-    heap: list[tuple[float, int, int]] = []  # rank, place of the left piece, length of the union
-    parts: dict[str, tuple[str, str]] = {}
-
-    def offer(left: int) -> None:
-        right = after[left]
-        if right >= 0:
-            union = pieces[left] + pieces[right]
-            rank = ranks.get(union)
-            if rank is not None:
-                heapq.heappush(heap, (rank, left, len(union)))
-                if union in unused:
-                    parts[union] = pieces[left], pieces[right]
-
-    for place in range(len(pieces)):
-        offer(place)
-    while heap:
-        _, left, length = heapq.heappop(heap)
-        right = after[left]
-        if not pieces[left] or right < 0 or len(pieces[left]) + len(pieces[right]) != length:
-            continue  # one of the two has been joined with another since
-        pieces[left] += pieces[right]
-        pieces[right] = ""
-        after[left] = after[right]
-        if after[right] >= 0:
-            before[after[right]] = left
-        offer(left)
-        if before[left] >= 0:
-            offer(before[left])
-    joined = [piece for piece in pieces if piece]
-    return _apart(joined, parts) if parts else joined
-
-
 def _apart(pieces: list[str], parts: Mapping[str, tuple[str, str]]) -> list[str]:
+    """Pieces that are not to be used fall apart again into what they were joined from."""
     result, left_over = [], pieces[::-1]
     while left_over:
         piece = left_over.pop()

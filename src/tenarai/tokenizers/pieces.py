@@ -19,6 +19,7 @@ from .special import SpecialFinder, spliced
 from .vocabulary import PREFIX, TokenType, Vocabulary
 
 KEPT = (PREFIX, "tokenizer.chat_template", "general.architecture")
+KEPT_WORDS, KEPT_LENGTH = 1 << 16, 32  # words whose ids are remembered, and their characters
 CONTROL = (TokenType.CONTROL, TokenType.UNKNOWN)
 
 
@@ -43,6 +44,24 @@ class LazyPieces(Sequence[bytes]):
         if piece is None:
             piece = self._made[i] = self._make(i)
         return piece
+
+
+class Remembered:
+    """`encode` of a word, with the ids of short words kept: most words come again and again."""
+
+    def __init__(self, encode: Callable[[str], list[int]]):
+        self._encode = encode
+        self._known: dict[str, list[int]] = {}
+
+    def __call__(self, word: str) -> list[int]:
+        found = self._known.get(word)
+        if found is None:
+            found = self._encode(word)
+            if len(word) <= KEPT_LENGTH:
+                if len(self._known) >= KEPT_WORDS:
+                    self._known.clear()
+                self._known[word] = found
+        return found
 
 
 class PieceTokenizer(Tokenizer):
