@@ -1,6 +1,7 @@
 """Chat templates: what transformers makes of them, strangers' templates, names in messages."""
 
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -177,8 +178,8 @@ HOSTILE = {
     "long range": "{% for i in range(1000000000000) %}{% endfor %}",
     "recursion": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     "recursive loop": "{% for a in [1] recursive %}{{ loop([1]) }}{% endfor %}",
-    "product of a string": "{{ 'a' * 1000000000000 }}",
-    "product of a list": "{{ [0] * 1000000000000 }}",
+    "product of a string": "{{ 'a' * 200000000 }}",
+    "product of a list": "{{ [0] * 20000000 }}",
     "doubling": "{% set n = namespace(s='aaaaaaaa') %}{% for i in range(64) %}"
     "{% set n.s = n.s + n.s %}{% endfor %}",
     "doubling by ~": "{% set n = namespace(s='aaaaaaaa') %}{% for i in range(64) %}"
@@ -209,13 +210,27 @@ NOTHING = {
 }
 
 
+def rendered(source):
+    try:
+        return ChatTemplate(source).render(TALK)
+    except TokenizerError as error:
+        assert len(str(error)) < 700 and "\n" not in str(error)
+        return error
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_strangers_template_is_one_error_soon(name):
     start = time.thread_time()
-    try:
-        text = ChatTemplate(HOSTILE[name]).render(TALK)
-    except TokenizerError as error:
-        assert len(str(error)) < 700
-    else:  # Jinja gives nothing for what it does not let through
-        assert text == NOTHING[name]
+    answer = rendered(HOSTILE[name])
     assert time.thread_time() - start < 1  # of this thread's processor, whatever else runs
+    if not isinstance(answer, TokenizerError):  # Jinja gives nothing for what it lets nobody see
+        assert answer == NOTHING[name]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_strangers_template_takes_little_memory(name):
+    tracemalloc.start()
+    rendered(HOSTILE[name])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 32 << 20

@@ -129,7 +129,8 @@ def _guarded(call: Callable[[], Any]) -> Any:
     try:
         return call()
     except Refusal as error:
-        raise TokenizerError(f"the chat template refuses these messages: {error}") from error
+        why = " ".join(str(error).split())
+        raise TokenizerError(f"the chat template refuses these messages: {why}") from error
     except Limit as error:
         raise TokenizerError(f"the chat template was stopped: {error}") from error
     except jinja2.TemplateSyntaxError as error:
