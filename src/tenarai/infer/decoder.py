@@ -1,7 +1,8 @@
-"""One new token of each of several sequences, again and again: the inner loop of writing.
+"""A few rows through a model again and again: the inner loop of writing.
 
 The kernel calls of the first step are recorded and made again without Python for every later one,
-where the ops can do that. Joining and leaving is done by making another decoder.
+where the ops can do that: whose the rows are and where they stand lies in arrays that are read
+anew. Only their number is fixed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ Array = np.ndarray
 
 
 class Decoder:
-    """`decoder(tokens)`: logits (n, V) after one more token of each of the sequences in `slots`.
+    """`decoder(tokens)`: logits (N, V) after one more token of each of the sequences in `slots`;
+    `decoder(tokens, parts)`: after each of as many rows, (slot, number of new tokens) a part.
 
     The array is the same one at every step: take from it what is wanted before the next.
     """
@@ -32,24 +34,26 @@ class Decoder:
         self._program: Program | None = None
         self._logits: Array | None = None
 
-    def __call__(self, tokens: Sequence[int]) -> Array:
+    def __call__(
+        self, tokens: Sequence[int], parts: Sequence[tuple[int, int]] | None = None
+    ) -> Array:
         """Raises ValueError past the context."""
         self._tokens[:] = tokens
+        rows, parts = range(len(self._tokens)), parts or self._parts
         if self._batch is None:
-            self._batch = Batch(self._cache, self._parts)
+            self._batch = Batch(self._cache, parts, rows)
         else:
-            self._batch.begin()
+            self._batch.set(parts, rows)
         if self._program is not None:
             self._program.replay()
         elif hasattr(self._ops, "machine"):
             self._program = Program(self._ops)
-            with self._program.recording():
-                self._decode()
+            self._logits = self._program.record(self._decode)
         else:
-            self._decode()
+            self._logits = self._decode()
         self._batch.finish()
         assert self._logits is not None
         return self._logits
 
-    def _decode(self) -> None:
-        self._logits = self._model.decode(self._ops, self._params, self._tokens, self._batch)
+    def _decode(self) -> Array:
+        return self._model.decode(self._ops, self._params, self._tokens, self._batch)

@@ -73,6 +73,7 @@ class Fast:
         self.activations = activations
         self.machine = _compiled().Machine(isa, threads or default_threads())
         self.arena = arena or Arena()
+        self.calls = 0  # of kernels so far
         self.activations = activations  # of products with quantised weights; or "float32"
 
     @property
@@ -84,7 +85,10 @@ class Fast:
         return self.machine.threads
 
     def _run(self, kernel: str, *args: Any) -> float:
-        return 0.0 if self.arena.dry else getattr(self.machine, kernel)(*args)
+        if self.arena.dry:
+            return 0.0
+        self.calls += 1
+        return getattr(self.machine, kernel)(*args)
 
     def _new(self, *shape: int) -> Array:
         return self.arena.empty(shape)

@@ -1,8 +1,7 @@
 """Kernel calls recorded once and made again without Python between them.
 
     program = Program(ops)
-    with program.recording():
-        y, _ = ops.linear_forward(x, w)       # runs, and is written down
+    y = program.record(lambda: ops.linear_forward(x, w)[0])      # runs, and is written down
     x[...] = other
     program.replay()                          # y is that of the other x
 
@@ -12,25 +11,49 @@ kernel call is not made again.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from .arena import Arena
+
+T = TypeVar("T")
 
 
 class Program:
-    """The calls of `ops` (tenarai.ops.Fast) made while `recording()`."""
+    """The kernel calls of one step of `ops` (tenarai.ops.Fast)."""
 
     def __init__(self, ops: Any):
+        self._ops = ops
         self._program = ops.machine.Program(ops.machine)
 
-    @contextlib.contextmanager
-    def recording(self) -> Iterator[None]:
-        """Raises ValueError where another program is being recorded on the same machine."""
+    def record(self, step: Callable[[], T]) -> T:
+        """step(), whose intermediate arrays get a memory of their own that is laid out once.
+
+        `step` runs a first time without computing anything, to see which they are. Raises
+        RuntimeError where it makes a kernel call that cannot be made again, ValueError where
+        another program is being recorded on the same machine.
+        """
+        ops, before = self._ops, self._ops.arena
+        ops.arena = arena = Arena()
+        try:
+            plan = arena.plan(step)
+            arena.allocate(plan)
+            with arena.use(plan):
+                return self._record(step)
+        finally:
+            ops.arena = before
+
+    def _record(self, step: Callable[[], T]) -> T:
+        calls = self._ops.calls
         self._program.start()
         try:
-            yield
+            result = step()
         finally:
             self._program.stop()
+        if self._ops.calls - calls != len(self):
+            made = self._ops.calls - calls
+            raise RuntimeError(f"of {made} kernel calls {len(self)} can be made again")
+        return result
 
     def replay(self) -> None:
         self._program.replay()
