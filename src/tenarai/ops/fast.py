@@ -70,7 +70,6 @@ class Fast:
     ):
         if activations not in ("int8", "float32"):
             raise ValueError(f"activations = {activations!r}, expected 'int8' or 'float32'")
-        self.activations = activations
         self.machine = _compiled().Machine(isa, threads or default_threads())
         self.arena = arena or Arena()
         self.calls = 0  # of kernels so far
