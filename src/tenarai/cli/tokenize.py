@@ -13,10 +13,8 @@ EXAMPLES = """
 Examples:
   tenarai tokenize -m runs/novel "To be, or not to be"
       ids and pieces, with the tokenizer of a run
-  tenarai tokenize -m gpt2/tokenizer.json --json "吾輩は猫である"
-      the same as one JSON document, with a tokenizer.json of any model
-  tenarai tokenize -m smollm2 --special "<|im_start|>user"
-      with a model that was pulled; names of special tokens become those tokens
+  tenarai tokenize -m smollm2 --special --json "<|im_start|>吾輩は猫である"
+      with a model that was pulled, names of special tokens as those tokens; one JSON document
   tenarai tokenize -m data/mine --decode "17 4 1023"
       back from ids to text
 """
