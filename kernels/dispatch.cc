@@ -24,6 +24,13 @@ bool has_sve512() {
 }
 #endif
 
+#if defined(TENARAI_HAS_AVX512) || defined(TENARAI_HAS_AVX512VNNI)
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
 struct Available {
   const Kernels* tables[5];
   int count = 0;
@@ -35,11 +42,10 @@ struct Available {
       tables[count++] = &kernels_avx2;
 #endif
 #if defined(TENARAI_HAS_AVX512)
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-      tables[count++] = &kernels_avx512;
-      if (__builtin_cpu_supports("avx512vnni")) tables[count++] = &kernels_avx512vnni;
-    }
+    if (has_avx512()) tables[count++] = &kernels_avx512;
+#endif
+#if defined(TENARAI_HAS_AVX512VNNI)
+    if (has_avx512() && __builtin_cpu_supports("avx512vnni")) tables[count++] = &kernels_avx512vnni;
 #endif
 #if defined(TENARAI_HAS_SVE512)
     if (has_sve512()) tables[count++] = &kernels_sve512;
