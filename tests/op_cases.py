@@ -358,6 +358,8 @@ def linear_cross_entropy(lead: tuple[int, ...], C: int, V: int, ignored: float) 
 
 def small_cases() -> list[Case]:
     """Every op, every option, sized for the complex step: T = 1 and 7, C a multiple of nothing."""
+    from linear_attention_cases import small_cases as linear_attention_cases
+
     both = (False, True)
     cases = [linear((2, 7), 13, 5, b, r) for b in both for r in both]
     cases += [linear((2, 7), 13, 5, b, r, g) for b in both for r in both for g in ("tanh", "none")]
@@ -384,4 +386,4 @@ def small_cases() -> list[Case]:
     # 150 rows are two blocks of 64 and a part.
     cases += [linear_cross_entropy((3, 50), 5, 11, ignored) for ignored in (0.0, 0.5, 1.0)]
     cases += [linear_cross_entropy((2, 1), 13, 7, 0.0)]
-    return cases
+    return cases + linear_attention_cases()

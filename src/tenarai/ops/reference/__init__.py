@@ -11,8 +11,20 @@ from numpy import empty_like
 from .attention import attention_backward, attention_forward
 from .cache_attention import cache_attention
 from .cross_entropy import cross_entropy_backward, cross_entropy_forward
+from .delta_rule import (
+    delta_rule_backward,
+    delta_rule_decode,
+    delta_rule_forward,
+    delta_rule_recurrent,
+)
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
+from .gated_linear_attention import (
+    gated_linear_attention_backward,
+    gated_linear_attention_decode,
+    gated_linear_attention_forward,
+    gated_linear_attention_recurrent,
+)
 from .geglu import geglu_backward, geglu_forward
 from .gelu import gelu_backward, gelu_forward
 from .gelu_linear import gelu_linear_backward, gelu_linear_forward
@@ -34,11 +46,19 @@ __all__ = [
     "cache_attention",
     "cross_entropy_backward",
     "cross_entropy_forward",
+    "delta_rule_backward",
+    "delta_rule_decode",
+    "delta_rule_forward",
+    "delta_rule_recurrent",
     "dropout_backward",
     "dropout_forward",
     "embedding_backward",
     "embedding_forward",
     "empty_like",
+    "gated_linear_attention_backward",
+    "gated_linear_attention_decode",
+    "gated_linear_attention_forward",
+    "gated_linear_attention_recurrent",
     "geglu_backward",
     "geglu_forward",
     "gelu_backward",
