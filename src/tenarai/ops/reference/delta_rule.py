@@ -144,8 +144,8 @@ def delta_rule_backward(
         dg[:, :, t] = gate_gradient(db + db_k)
         dS = dS + dS0
     dq, dk, dv, dbeta, dg = (np.ascontiguousarray(heads_first(d)) for d in (dq, dk, dv, dbeta, dg))
-    dg = None if g is None else dg.reshape(g.shape)
-    return dq, dk, dv, dbeta[..., 0], dg, dS if has_initial else None
+    dinitial = dS if has_initial else None
+    return dq, dk, dv, dbeta[..., 0], None if g is None else dg.reshape(g.shape), dinitial
 
 
 def delta_rule_recurrent(
