@@ -35,7 +35,8 @@ def _setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _option(row: Setting) -> Callable[..., Any]:
     name = (row.flag or row.name).replace("_", "-")
-    text = f"{row.help}  [{row.key} = {_toml(row.default)}]"
+    of = f"{row.family}'s: " if row.family else ""
+    text = f"{of}{row.help}  [{row.key} = {_toml(row.default)}]"
     if row.type is bool:
         return click.option(f"--{name}/--no-{name}", row.name, default=None, help=text)
     kind: Any = click.Choice(row.choices) if row.choices else row.type

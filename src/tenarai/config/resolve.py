@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import os
 import sys
@@ -14,8 +13,19 @@ import tomli_w
 
 from tenarai.errors import TenaraiError
 
+from .checks import check_together
 from .presets import PRESETS
-from .settings import SECTIONS, Schedule, Settings, Value, all_settings, find, typed, unknown
+from .settings import (
+    SECTIONS,
+    Model,
+    Schedule,
+    Settings,
+    Value,
+    all_settings,
+    find,
+    typed,
+    unknown,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -37,7 +47,7 @@ def resolve(
     Raises TenaraiError for an unknown name, a wrong type or an impossible value.
     """
     asked, file_preset = _asked(file, given)
-    values = _merged([_preset(preset or file_preset or "small"), asked])
+    values = _over(_preset(preset or file_preset or "small"), asked)
     _fit_to_asked(values, asked)
     return from_values(values)
 
@@ -56,10 +66,9 @@ def override(
     asked, file_preset = _asked(file, given)
     if preset or file_preset:
         asked = to_values(resolve(preset, file, given))
-    new = from_values(_merged([to_values(settings), asked]))
-    before, after = to_values(settings), to_values(new)
+    new = from_values(_over(to_values(settings), asked))
     for row in all_settings():
-        old, now = before[row.section][row.name], after[row.section][row.name]
+        old, now = row.of(settings), row.of(new)
         if row.fixed and old != now:
             raise TenaraiError(
                 f"{row.key} is {old} in this run and cannot become {now} when it goes on: "
@@ -89,14 +98,19 @@ def from_values(values: Mapping[str, Mapping[str, Any]]) -> Settings:
         parts[section] = cls(
             **{n: typed(rows[f"{section}.{n}"], v, "the settings") for n, v in names.items()}
         )
+    _check_family(values)
     settings = Settings(**parts)
-    _check_together(settings)
+    check_together(settings)
     return settings
 
 
 def to_values(settings: Settings) -> Values:
-    """Section → name → value: what from_values takes."""
-    return dataclasses.asdict(settings)
+    """Section → name → value: what from_values takes. Those of the model's family alone."""
+    values: Values = {section: {} for section in SECTIONS}
+    for row in all_settings():
+        if row.belongs_to(settings.model.family):
+            values[row.section][row.name] = row.of(settings)
+    return values
 
 
 def read_toml(path: str | os.PathLike[str]) -> tuple[Values, str | None]:
@@ -128,7 +142,7 @@ def to_toml(settings: Settings) -> str:
     for section in SECTIONS:
         lines.append(f"[{section}]\n")
         for row in all_settings():
-            if row.section == section:
+            if row.name in values[section]:
                 entry = tomli_w.dumps({row.name: values[section][row.name]}).rstrip("\n")
                 lines.append(f"{entry}  # {row.help}\n")
         lines.append("\n")
@@ -151,6 +165,27 @@ def _merged(layers: Iterable[Values]) -> Values:
     return merged
 
 
+def _over(base: Values, asked: Values) -> Values:
+    """`asked` over `base`, less what of `base` is of another family than the model's now."""
+    merged = _merged([base, asked])
+    family = merged.get("model", {}).get("family", Model.family)
+    for row in all_settings():
+        if not row.belongs_to(family) and row.name not in asked.get(row.section, {}):
+            merged.get(row.section, {}).pop(row.name, None)
+    return merged
+
+
+def _check_family(values: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise TenaraiError for a setting of another family than the model's."""
+    family = values.get("model", {}).get("family", Model.family)
+    for row in all_settings():
+        if row.name in values.get(row.section, {}) and not row.belongs_to(family):
+            raise TenaraiError(
+                f"{row.key} is of the family {row.family}, this model is a {family}: leave it "
+                f'out, or set model.family = "{row.family}"'
+            )
+
+
 def _fit_to_asked(values: Values, asked: Values) -> None:
     """Fit the preset's warm-up, decay and min_lr to the steps and lr that were asked for."""
     schedule, asked_schedule = values.setdefault("schedule", {}), asked.get("schedule", {})
@@ -162,32 +197,3 @@ def _fit_to_asked(values: Values, asked: Values) -> None:
     lr = asked.get("optimiser", {}).get("lr")
     if lr is not None and "min_lr" not in asked_schedule:
         schedule["min_lr"] = min(float(schedule.get("min_lr", Schedule.min_lr)), float(lr))
-
-
-def _check_together(settings: Settings) -> None:
-    """Raise TenaraiError where settings contradict each other, and say what would do."""
-    model, schedule, lr = settings.model, settings.schedule, settings.optimiser.lr
-    if model.width % model.heads:
-        fit = [h for h in range(1, model.width + 1) if model.width % h == 0]
-        near = sorted(sorted(fit, key=lambda h: abs(h - model.heads))[:4])
-        wider = -(-model.width // model.heads) * model.heads
-        raise TenaraiError(
-            f"model.heads = {model.heads} do not divide model.width = {model.width}: "
-            f"take {', '.join(map(str, near))} heads, or a width of {wider}"
-        )
-    if schedule.warmup > schedule.steps:
-        raise TenaraiError(
-            f"schedule.warmup = {schedule.warmup} is longer than the run of {schedule.steps} "
-            f"steps: take a warm-up of at most {schedule.steps} or more steps"
-        )
-    if schedule.kind == "wsd" and schedule.warmup + schedule.decay > schedule.steps:
-        raise TenaraiError(
-            f"schedule.warmup + schedule.decay = {schedule.warmup} + {schedule.decay} is longer "
-            f"than the run of {schedule.steps} steps: take a decay of at most "
-            f"{schedule.steps - schedule.warmup}"
-        )
-    if schedule.kind != "constant" and schedule.min_lr > lr:
-        raise TenaraiError(
-            f"schedule.min_lr = {schedule.min_lr} is above optimiser.lr = {lr}: "
-            f"take a min_lr from 0 to {lr}"
-        )

@@ -27,31 +27,73 @@ def setting(
     below: float | None = None,
     choices: tuple[str, ...] = (),
     flag: str = "",
+    family: str = "",
 ) -> Any:
     """A field with its description and bounds: low ≤ value ≤ high, value < below.
 
-    `flag` is its name on the command line, where that is not its own.
+    `flag` is its name on the command line, where that is not its own; `family` the only family
+    of models that has it, where it is not for all.
     """
     metadata: dict[str, Any] = {"help": help, "low": low, "high": high, "below": below}
-    metadata |= {"choices": choices, "flag": flag}
+    metadata |= {"choices": choices, "flag": flag, "family": family}
     return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Model:
-    """The shape of the GPT-2."""
+    """The model's shape. Some settings are of one family alone."""
 
+    family: str = setting(
+        "gpt2",
+        "gpt2; or llama, which has RMS norm, RoPE, grouped heads and a gated MLP",
+        choices=("gpt2", "llama"),
+    )
     layers: int = setting(4, "transformer blocks", low=1)
     heads: int = setting(4, "attention heads a block; they divide the width", low=1)
     width: int = setting(192, "channels of the residual stream", low=1)
     context: int = setting(128, "longest sequence, in tokens", low=1)
-    bias: bool = setting(True, "biases in the linear layers and layer norms")
-    gelu: str = setting(
-        "tanh", "GPT-2's approximation by tanh, or the exact one", choices=("tanh", "exact")
-    )
-    dropout: float = setting(0.1, "share of activations dropped in training", low=0, below=1)
     recompute: bool = setting(
         False, "keep only each block's input and compute the rest again in the backward pass"
+    )
+    bias: bool = setting(True, "biases in the linear layers and layer norms", family="gpt2")
+    gelu: str = setting(
+        "tanh",
+        "GPT-2's approximation by tanh, or the exact one",
+        choices=("tanh", "exact"),
+        family="gpt2",
+    )
+    dropout: float = setting(
+        0.1, "share of activations dropped in training", low=0, below=1, family="gpt2"
+    )
+    arch: str = setting(
+        "llama",
+        "whose variant: qwen2 has biases of q, k and v, qwen3 norms of q and k, gemma3 both "
+        "norms of a half, GeGLU and local layers, phi3 and mistral a window",
+        choices=("llama", "mistral", "phi3", "qwen2", "qwen3", "gemma3"),
+        family="llama",
+    )
+    kv_heads: int = setting(
+        0, "heads of keys and values, which divide the heads; 0: as many", low=0, family="llama"
+    )
+    head_size: int = setting(
+        0, "channels of a head; 0: the width over the heads", low=0, family="llama"
+    )
+    hidden: int = setting(
+        0,
+        "channels inside the MLP; 0: 8/3 of the width, up to a multiple of 32",
+        low=0,
+        family="llama",
+    )
+    rope_theta: float = setting(10000.0, "base of RoPE's angles", low=1, high=1e12, family="llama")
+    window: int = setting(
+        0,
+        "last tokens that attention sees (mistral, phi3, gemma3's local layers); 0: all",
+        low=0,
+        family="llama",
+    )
+    tied: bool = setting(True, "the output projection is the embedding", family="llama")
+    norm_eps: float = setting(
+        1e-5, "added to the mean square in RMS norms", low=1e-12, high=1, family="llama"
     )
 
 
@@ -147,10 +189,19 @@ class Setting:
     below: float | None
     choices: tuple[str, ...]
     flag: str
+    family: str  # the only one that has it; "" for all
 
     @property
     def key(self) -> str:
         return f"{self.section}.{self.name}"
+
+    def of(self, settings: Settings) -> Value:
+        """Its value in `settings`."""
+        return cast(Value, getattr(getattr(settings, self.section), self.name))
+
+    def belongs_to(self, family: Any) -> bool:
+        """Whether a model of that family has it."""
+        return self.family in ("", family)
 
     @property
     def fixed(self) -> bool:

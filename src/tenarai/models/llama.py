@@ -50,13 +50,19 @@ class Llama:
     # Training
 
     def forward(
-        self, ops: Any, params: Any, tokens: Array, targets: Array, grads: Any = None
+        self,
+        ops: Any,
+        params: Any,
+        tokens: Array,
+        targets: Array,
+        grads: Any = None,
+        dropout: Any = None,
     ) -> tuple[float, Any]:
         """Mean cross-entropy of targets (B, T) after tokens (B, T), and what backward needs.
 
         With `grads` this is a step of training: activations are kept, and the gradient of the
         output projection is taken at once, because the logits are too large to keep.
-        Without, nothing is kept.
+        Without, nothing is kept. `dropout` is what GPT-2 takes; nothing is dropped here.
         """
         x, saved = self._hidden_forward(ops, params, tokens, grads is not None)
         dhead = None if grads is None else grads[self._head]

@@ -12,7 +12,8 @@ from tenarai.config import Settings, to_toml
 from tenarai.errors import TenaraiError
 from tenarai.io.atomic import atomic_write
 from tenarai.io.checkpoint import Checkpoint
-from tenarai.models.gpt2 import GPT2, Dropout, GPT2Config
+from tenarai.models.families import AnyModel, name_of
+from tenarai.models.gpt2 import Dropout
 from tenarai.models.table import Weights
 from tenarai.ops import Arena, Fast
 
@@ -20,6 +21,7 @@ from . import memory
 from .folder import RunFolder
 from .loop import Plans, Trainer
 from .metrics import Metrics, cut_samples
+from .model import model_of
 from .optim import AdamW
 from .peak import gemm_peak
 from .report import Report
@@ -40,7 +42,7 @@ def build(
     """
     ops = ops or Fast(settings.run.threads or None, arena=Arena())
     dataset = data.load(settings.data.source, settings.data.tokenizer, settings.data.vocab)
-    model = _model(settings, dataset.vocab_size)
+    model = model_of(settings.model, dataset.vocab_size)
     peak = gemm_peak(getattr(ops, "threads", 1))
     report.say(_what(settings, model, dataset, ops, peak))
 
@@ -65,22 +67,7 @@ def build(
     return trainer, need.total
 
 
-def _model(settings: Settings, vocab_size: int) -> GPT2:
-    m = settings.model
-    config = GPT2Config(
-        vocab_size=vocab_size,
-        context=m.context,
-        layers=m.layers,
-        heads=m.heads,
-        width=m.width,
-        bias=m.bias,
-        gelu="none" if m.gelu == "exact" else m.gelu,
-        dropout=m.dropout,
-    )
-    return GPT2(config, recompute=m.recompute)
-
-
-def _state(settings: Settings, model: GPT2, dataset: Any) -> State:
+def _state(settings: Settings, model: AnyModel, dataset: Any) -> State:
     """All zeros, so that no memory is taken yet: the system gives pages when they are written."""
     loader = data.Loader(
         dataset.train, settings.optimiser.batch, settings.model.context, seed=settings.run.seed
@@ -182,17 +169,19 @@ def _write_folder(trainer: Trainer, fresh: bool) -> None:
 # What is said
 
 
-def _what(settings: Settings, model: GPT2, dataset: Any, ops: Any, peak: float | None) -> str:
+def _what(settings: Settings, model: AnyModel, dataset: Any, ops: Any, peak: float | None) -> str:
     c = model.config
     count = sum(param.size for param in model.table())
     train, val = dataset.train_tokens, dataset.val_tokens
+    kv = getattr(c, "kv_heads", c.heads)
+    keys = f" ({kv} of keys)" if kv < c.heads else ""
     o = settings.optimiser
     step = o.batch * o.accumulate * c.context
     machine = f"{getattr(ops, 'threads', 1)} threads, {getattr(ops, 'isa', 'NumPy')}"
     gemm = f", {peak:.0f} GFLOP/s (float32 matrix product of NumPy)" if peak else ""
     return (
-        f"model: GPT-2 of {count / 1e6:.2f} million weights: {c.layers} layers, {c.heads} heads, "
-        f"width {c.width}, context {c.context}\n"
+        f"model: {name_of(model)} of {count / 1e6:.2f} million weights: {c.layers} layers, "
+        f"{c.heads} heads{keys}, width {c.width}, context {c.context}\n"
         f"data: {settings.data.source}, {train:,} tokens to learn, {val:,} to validate "
         f"({dataset.tokenizer.name}, {c.vocab_size:,} kinds)\n"
         f"plan: {settings.schedule.steps:,} steps of {step:,} tokens, "

@@ -22,6 +22,7 @@ from tenarai.infer.generate import generate_text
 from tenarai.infer.sampler import Sampling
 from tenarai.io.atomic import WriteError
 from tenarai.io.checkpoint_folder import checkpoint_metas, checkpoint_path, prune_checkpoints
+from tenarai.models.families import name_of
 from tenarai.models.gpt2 import Dropout
 from tenarai.models.gradients import micro_batch
 from tenarai.models.table import Weights
@@ -163,7 +164,11 @@ class Trainer:
 
     def draw(self) -> None:
         n = sum(param.size for param in self.state.model.table())
-        plot_loss(self.metrics.records, self.folder.plot, f"GPT-2, {n / 1e6:.1f}M parameters")
+        plot_loss(
+            self.metrics.records,
+            self.folder.plot,
+            f"{name_of(self.state.model)}, {n / 1e6:.1f}M parameters",
+        )
 
     # Between steps
 

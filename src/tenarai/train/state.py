@@ -8,7 +8,6 @@ and samples are counted from the seed and the step, the loader tells its own pos
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ import numpy as np
 from tenarai import __version__
 from tenarai.config import Settings, to_values
 from tenarai.io.checkpoint import Checkpoint, CheckpointError, write_checkpoint
-from tenarai.models.gpt2 import GPT2
+from tenarai.models import config_json
+from tenarai.models.families import AnyModel
 from tenarai.models.table import Weights
 
 from .optim import AdamW
@@ -30,7 +30,7 @@ from .optim import AdamW
 class State:
     """The weights, the optimiser's moments, the data's position, and the counts."""
 
-    model: GPT2
+    model: AnyModel
     params: Weights
     optimiser: AdamW
     loader: Any
@@ -50,7 +50,7 @@ class State:
         arrays["tokenizer"] = np.frombuffer(document, np.uint8)
         meta = {
             "kind": "training",
-            "family": "gpt2",
+            "family": config_json.family_of(self.model.config),
             "version": __version__,
             "step": self.step,
             "seconds": self.seconds,
@@ -59,7 +59,7 @@ class State:
             "isa": getattr(ops, "isa", ""),
             "loader": self.loader.state(),
             "tokenizer_digest": document_digest(self.tokenizer),
-            "model": dataclasses.asdict(self.model.config),
+            "model": config_json.to_json(self.model.config),
             "settings": to_values(settings),
         }
         return write_checkpoint(path, arrays, meta)
