@@ -297,19 +297,24 @@ class Model:
         return left_out
 
     def _save_gguf(self, path: Path, dtype: str) -> list[str]:
-        """Of a model that came from a GGUF file, its tokenizer, name and licence go along."""
+        """The tokenizer goes along, and the name and licence of a model from a GGUF file."""
         from tenarai.models import gguf_out
+        from tenarai.tokenizers.gguf_out import to_gguf
 
         own = {
             key: value
             for key, value in self.metadata.items()
             if key.startswith(("tokenizer.", "general.")) and key not in gguf_out.OWN_KEYS
         }
+        left_out = []
+        if "tokenizer.ggml.model" not in own and self.tokenizer is not None:
+            try:
+                own |= to_gguf(self.tokenizer)
+            except tokenizers.TokenizerError as error:
+                left_out = [f"the tokenizer ({error}): keep its file beside the model"]
         types = getattr(self.metadata, "types", {})
         gguf_out.write_gguf(path, self.model, self.params, dtype, own, types)
-        if "tokenizer.ggml.model" in own or self.tokenizer is None:
-            return []
-        return ["the tokenizer: keep its file beside the model"]
+        return left_out
 
     def _prompt(self, prompt: str | Sequence[int]) -> Sequence[int]:
         if not isinstance(prompt, str):

@@ -18,6 +18,8 @@ Examples:
       about two minutes on two cores: English prose, a small GPT, a sample
   tenarai train novel.txt --layers 4 --width 256 --steps 3000 --out runs/novel
       your own text (a file, a folder, or token shards) and your own size
+  tenarai train novel.txt --preset llama-small --kv-heads 1
+      the modern kind of model; `tenarai convert` makes a GGUF file of the run for llama.cpp
   tenarai train --resume --out runs/novel
       go on where that run was stopped, to the same bits
 
@@ -65,7 +67,7 @@ def train(
     as_json: bool,
     **flags: Any,
 ) -> int:
-    """Train a GPT on DATA: a known text's name, a file, a folder, or token shards.
+    """Train a language model on DATA: a known text's name, a file, a folder, or token shards.
 
     Settings come from the defaults (in brackets, with their names in the TOML file), then
     --preset, then --config, then the flags.

@@ -100,6 +100,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # The modern twin of `small`: RMS norm, RoPE, two key heads, SwiGLU, no biases.
     "llama-small": {
         "model": {"family": "llama", "kv_heads": 2},
+        "schedule": {"steps": 800},
     },
     "llama-260k": _stories260k,
     "llama-15m": _llama2c(6, 6, 288, 256, batch=8, accumulate=64),

@@ -77,6 +77,11 @@ class HFTokenizer(Tokenizer):
         self._find_bos()
 
     @property
+    def document(self) -> dict[str, Any]:
+        """The tokenizer.json, parsed."""
+        return self._document
+
+    @property
     def end_tokens(self) -> frozenset[int]:
         return frozenset(self._ends if self.eot is None else self._ends | {self.eot})
 

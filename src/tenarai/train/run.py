@@ -57,7 +57,7 @@ def train(
     ops: Any = None,
     **given: Value,
 ) -> Result:
-    """Train a GPT from nothing, or go on with a run.
+    """Train a language model from nothing, or go on with a run.
 
     `config` is a TOML file, `Settings`, or section → name → value; `preset` names the settings to
     start from and single settings follow as keywords:
