@@ -25,12 +25,14 @@ def gradient_errors(
     gradients: Mapping[str, Array],
     rng: np.random.Generator,
     directions: int = 3,
+    floor: float = 0.0,
 ) -> dict[str, float]:
     """The worst relative error of each input's gradient of the scalar f, over random directions.
 
     `inputs` are real; f is called with complex128. The error is |Im f(x + ihd)/h - Σ g·d|, d of
     standard normal numbers, relative to the larger of the derivative and the norm of g (which is
-    what Σ g·d is on average). It is 0 where both are 0, and nan never passes for small.
+    what Σ g·d is on average) and `floor`, for gradients that are 0 but for rounding. It is 0 where
+    both are 0, and nan never passes for small.
     """
     missing = set(inputs) ^ set(gradients)
     assert not missing, f"inputs and gradients differ in {sorted(missing)}"
@@ -42,7 +44,7 @@ def gradient_errors(
         for _ in range(directions):
             d = rng.standard_normal(g.shape)
             slope = f(point | {name: point[name] + 1j * STEP * d}).imag / STEP
-            scale = max(abs(slope), float(np.linalg.norm(g.reshape(-1))))
+            scale = max(abs(slope), float(np.linalg.norm(g.reshape(-1))), floor)
             difference = abs(slope - (g * d).sum())
             worst = np.maximum(worst, difference / scale if scale else difference)
         errors[name] = float(worst)
@@ -55,8 +57,9 @@ def assert_gradients(
     gradients: Mapping[str, Array],
     rng: np.random.Generator,
     tolerance: float = TOLERANCE,
+    floor: float = 0.0,
 ) -> None:
     """Fail, naming every input whose gradient is off by more than `tolerance`."""
-    errors = gradient_errors(f, inputs, gradients, rng)
+    errors = gradient_errors(f, inputs, gradients, rng, floor=floor)
     wrong = {name: error for name, error in errors.items() if not error <= tolerance}
     assert not wrong, f"relative errors above {tolerance}: {wrong} (all: {errors})"
