@@ -37,12 +37,15 @@
 //         dk (64, D) += da q
 //         dqᵀ (D, 64) += kᵀ da
 //
-// On the causal diagonal the products stop at the blocks above it (attention_tiles.h). Tiles that
-// lie before the window of all queries of a strip are passed over, those on its border are masked.
+// Masks (attention_seen.h): products are made for the blocks of eight keys or so that a strip of
+// queries sees, so on the causal diagonal they stop above it. Soft-cap and ALiBi change the tile a
+// where it stands, dp with it: da = p (dp − D) (1 − tanh²). A sink is one more score in l, and its
+// gradient a sum over the queries of what is known without keys.
 #include <cmath>
 
 #include "attention_few.h"
 #include "attention_tiles.h"
+#include "parts.h"
 
 namespace tenarai {
 namespace TENARAI_ISA {
@@ -84,24 +87,49 @@ struct ForwardTiles {
   }
 };
 
-// For kLanes queries: a becomes p = 2^(a − m), m rises, and l and y so far shrink by
-// 2^(old m − new m).
-void softmax_column(const ForwardTiles& w, const KeyTile& tile, i64 column, i64 rows, i64 D,
+// A tile of products, rows of keys from `key` on against kLanes queries from `place` on: scores.
+void modify(float* tile, const Scores& scores, float place, i64 key, Range rows) {
+  const vf x = lane_numbers() + place;
+  for (i64 s = rows.begin; s < rows.end; ++s) {
+    vf a = load(tile + s * kPanel);
+    if (scores.cap != 0) a = tanh(a) * scores.cap;
+    store(tile + s * kPanel, scores.bias(a, x - static_cast<float>(key + s)));
+  }
+}
+// The same, and dp becomes (dp − D) ∂a/∂r: what is left to do is to multiply by p.
+void modify_backward(float* tile, float* dp, vf delta, const Scores& scores, float place, i64 key,
+                     Range rows) {
+  const vf x = lane_numbers() + place;
+  for (i64 s = rows.begin; s < rows.end; ++s) {
+    vf a = load(tile + s * kPanel), slope = vf{} + 1.0f;
+    if (scores.cap != 0) {
+      const vf u = tanh(a);
+      a = u * scores.cap;
+      slope = 1.0f - u * u;
+    }
+    store(tile + s * kPanel, scores.bias(a, x - static_cast<float>(key + s)));
+    store(dp + s * kPanel, (load(dp + s * kPanel) - delta) * slope);
+  }
+}
+
+// For kLanes queries and a tile of keys: a becomes p = 2^(a − m), m rises, and l and y so far
+// shrink by 2^(old m − new m).
+void softmax_column(const ForwardTiles& w, const Seen& seen, i64 column, i64 key, Range rows, i64 D,
                     bool first) {
   float* p = w.p + column;
-  const Range free = tile.free_rows(column, rows);
+  const Range free = seen.free_rows(column, key, rows);
   const vf old = first ? broadcast(kLowest) : load(w.top + column);
   vf top = old, total = {};
   const auto hide = [&](i64 begin, i64 end) {
     for (i64 s = begin; s < end; ++s) {
-      store(p + s * kPanel, tile.mask(load(p + s * kPanel), column, s, -INFINITY));
+      store(p + s * kPanel, seen.mask(load(p + s * kPanel), column, key + s, -INFINITY));
       top = max(top, load(p + s * kPanel));
     }
   };
-  hide(0, free.begin);
+  hide(rows.begin, free.begin);
   for (i64 s = free.begin; s < free.end; ++s) top = max(top, load(p + s * kPanel));
-  hide(free.end, rows);
-  for (i64 s = 0; s < rows; ++s) {
+  hide(free.end, rows.end);
+  for (i64 s = rows.begin; s < rows.end; ++s) {
     const vf e = exp2_weight(load(p + s * kPanel) - top);
     total += e;
     store(p + s * kPanel, e);
@@ -116,32 +144,65 @@ void softmax_column(const ForwardTiles& w, const KeyTile& tile, i64 column, i64 
   }
 }
 
-void forward_panel(const AttentionForward& f, const AttentionShape& shape, const ForwardTiles& w,
-                   const Panel& panel, Rows k, Rows v) {
+// y and ℓ of a panel from its sums; the sink comes in here. Queries that see no key have y = 0.
+void finish_panel(const AttentionForward& f, const AttentionShape& shape, const ForwardTiles& w,
+                  const Panel& panel, const Seen& seen) {
   const i64 D = shape.D, width = round_up(panel.count, kLanes);
-  transpose(w.q, kPanel, f.q + panel.query(f.qs), f.qs.t, panel.count, D, shape.scale * kLog2E,
-            true);
-  for (i64 s = panel.begin; s < panel.keys; s += kKeyTile) {
-    const KeyTile tile(shape, panel, s);
-    for (i64 strip = 0; strip < width; strip += kStrip) {
-      const i64 n = at_most(width - strip, kStrip), rows = tile.rows(strip + n - 1);
-      const i64 begin = first_tile(shape, panel.t + strip);
-      if (rows == 0 || s < begin) continue;
-      float *q = w.q + strip, *y = w.y + strip, *p = w.p + strip;
-      tile_product<Left::rows>(p, kPanel, k.p + s * k.stride, k.stride, q, kPanel, rows, n, D,
-                               false);
-      for (i64 i = 0; i < n; i += kLanes) softmax_column(w, tile, strip + i, rows, D, s == begin);
-      tile_product<Left::columns>(y, kPanel, v.p + s * v.stride, v.stride, p, kPanel, D, n, rows,
-                                  s > begin);
-    }
-  }
   for (i64 i = 0; i < width; i += kLanes) {
-    const vf share = 1.0f / load(w.total + i);
+    vf top = load(w.top + i), total = seen.of_those_who_see(load(w.total + i), i), shrink = {};
+    shrink += 1.0f;
+    if (shape.sinks) {
+      const vf sink = broadcast(shape.sinks[panel.h] * kLog2E), old = top;
+      top = max(sink, top);
+      shrink = exp2_weight(old - top);
+      total = total * shrink + exp2_weight(sink - top);
+    }
+    const vf share = seen.of_those_who_see(shrink / total, i);
     for (i64 d = 0; d < D; ++d) store(w.y + d * kPanel + i, load(w.y + d * kPanel + i) * share);
+    store(w.top + i, top), store(w.total + i, total);
   }
   transpose(f.y + panel.query(f.ys), f.ys.t, w.y, kPanel, D, panel.count, 1.0f, false);
   float* lse = f.lse + (panel.b * shape.H + panel.h) * shape.T + panel.t;
-  for (i64 i = 0; i < panel.count; ++i) lse[i] = w.top[i] * kLn2 + logf(w.total[i]);
+  for (i64 i = 0; i < panel.count; ++i)
+    lse[i] = w.total[i] == 0 ? 0 : w.top[i] * kLn2 + logf(w.total[i]);
+}
+
+void forward_panel(const AttentionForward& f, const AttentionShape& shape, const ForwardTiles& w,
+                   const Panel& panel, Rows k, Rows v) {
+  const i64 D = shape.D, width = round_up(panel.count, kLanes);
+  const Seen seen(shape, panel.b, panel.t, panel.count);
+  const Scores scores(shape, panel.h);
+  const float place = static_cast<float>(panel.t + shape.S - shape.T);
+  transpose(w.q, kPanel, f.q + panel.query(f.qs), f.qs.t, panel.count, D, scores.factor, true);
+  bool fresh[kPanel / kStrip];
+  for (bool& strip : fresh) strip = true;
+  for (i64 s = seen.whole.begin / kKeyTile * kKeyTile; s < seen.whole.end; s += kKeyTile) {
+    const i64 count = at_most(shape.S - s, kKeyTile);
+    for (i64 strip = 0; strip < width; strip += kStrip) {
+      const i64 n = at_most(width - strip, kStrip);
+      const Range rows = seen.rows(strip / kStrip, s, count);
+      if (empty(rows)) continue;
+      const i64 height = rows.end - rows.begin;
+      bool& first = fresh[strip / kStrip];
+      float *q = w.q + strip, *y = w.y + strip, *p = w.p + rows.begin * kPanel + strip;
+      tile_product<Left::rows>(p, kPanel, k.p + (s + rows.begin) * k.stride, k.stride, q, kPanel,
+                               height, n, D, false);
+      for (i64 i = strip; i < strip + n; i += kLanes) {
+        if (!scores.plain()) modify(w.p + i, scores, place + static_cast<float>(i), s, rows);
+        softmax_column(w, seen, i, s, rows, D, first);
+      }
+      tile_product<Left::columns>(y, kPanel, v.p + (s + rows.begin) * v.stride, v.stride, p, kPanel,
+                                  D, n, height, !first);
+      first = false;
+    }
+  }
+  for (i64 strip = 0; strip < width; strip += kStrip)
+    if (fresh[strip / kStrip])  // saw nothing
+      for (i64 i = strip; i < strip + kStrip; i += kLanes) {
+        store(w.top + i, broadcast(kLowest));
+        for (i64 d = 0; d < D; ++d) store(w.y + d * kPanel + i, vf{});
+      }
+  finish_panel(f, shape, w, panel, seen);
 }
 
 struct BackwardTiles {
@@ -162,27 +223,37 @@ struct BackwardTiles {
   }
 };
 
-// For kLanes queries: p = 2^(a − ℓ) and da = p (dp − D_t), where a and dp stood.
-void scores_backward_column(const BackwardTiles& w, const KeyTile& tile, i64 column, i64 rows) {
-  const vf lse = load(w.lse + column), delta = load(w.delta + column);
-  const Range free = tile.free_rows(column, rows);
-  for (i64 s = 0; s < rows; ++s) {
+// For kLanes queries: p = 2^(a − ℓ) and da = p (dp − delta), where a and dp stood.
+void scores_backward_column(const BackwardTiles& w, const Seen& seen, vf delta, i64 column, i64 key,
+                            Range rows) {
+  const vf lse = load(w.lse + column);
+  const Range free = seen.free_rows(column, key, rows);
+  for (i64 s = rows.begin; s < rows.end; ++s) {
     float *p = w.p + s * kPanel + column, *da = w.da + s * kPanel + column;
     vf weight = exp2_weight(load(p) - lse);
-    if (s < free.begin || s >= free.end) weight = tile.mask(weight, column, s, 0);
+    if (s < free.begin || s >= free.end) weight = seen.mask(weight, column, key + s, 0);
     store(p, weight);
     store(da, weight * (load(da) - delta));
   }
 }
 
+// p = da = 0 for a strip and the rows of a tile that its queries do not see.
+void clear_rows(const BackwardTiles& w, i64 strip, i64 n, Range rows) {
+  for (i64 s = rows.begin; s < rows.end; ++s)
+    for (i64 i = strip; i < strip + n; i += kLanes) {
+      store(w.p + s * kPanel + i, vf{});
+      store(w.da + s * kPanel + i, vf{});
+    }
+}
+
 // The panel's q, dy, ℓ and D_t into the tiles, each the way that a product wants it.
 void load_panel(const AttentionBackward& f, const AttentionShape& shape, const BackwardTiles& w,
-                const Panel& panel) {
+                const Panel& panel, float factor) {
   const i64 D = shape.D, W = round_up(D, kLanes);
   const float *dy = f.dy + panel.query(f.dys), *y = f.y + panel.query(f.ys);
   copy_rows(w.q, W, f.q + panel.query(f.qs), f.qs.t, panel.count, D);
   copy_rows(w.dy, W, dy, f.dys.t, panel.count, D);
-  transpose(w.q_t, kPanel, w.q, W, panel.count, D, shape.scale * kLog2E, true);
+  transpose(w.q_t, kPanel, w.q, W, panel.count, D, factor, true);
   transpose(w.dy_t, kPanel, w.dy, W, panel.count, D, 1.0f, true);
   const float* lse = f.lse + (panel.b * shape.H + panel.h) * shape.T + panel.t;
   for (i64 t = 0; t < kPanel; ++t) {
@@ -194,35 +265,65 @@ void load_panel(const AttentionBackward& f, const AttentionShape& shape, const B
 void backward_panel(const AttentionBackward& f, const AttentionShape& shape, const BackwardTiles& w,
                     const Panel& panel, Rows k, Rows v, float* dk, float* dv) {
   const i64 D = shape.D, W = round_up(D, kLanes), width = round_up(panel.count, kLanes);
-  load_panel(f, shape, w, panel);
-  for (i64 s = panel.begin; s < panel.keys; s += kKeyTile) {
-    const KeyTile tile(shape, panel, s);
-    const float *k_tile = k.p + s * k.stride, *v_tile = v.p + s * v.stride;
+  const Seen seen(shape, panel.b, panel.t, panel.count);
+  const Scores scores(shape, panel.h);
+  const float place = static_cast<float>(panel.t + shape.S - shape.T);
+  load_panel(f, shape, w, panel, scores.factor);
+  for (i64 i = 0; i < D * kPanel; i += kLanes) store(w.dq_t + i, vf{});
+  for (i64 s = seen.whole.begin / kKeyTile * kKeyTile; s < seen.whole.end; s += kKeyTile) {
+    const i64 count = at_most(shape.S - s, kKeyTile);
     for (i64 strip = 0; strip < width; strip += kStrip) {
-      const i64 n = at_most(width - strip, kStrip), rows = tile.rows(strip + n - 1);
-      const i64 begin = first_tile(shape, panel.t + strip);
-      if (rows == 0 || s < begin) continue;
-      float *p = w.p + strip, *da = w.da + strip;
-      tile_product<Left::rows>(p, kPanel, k_tile, k.stride, w.q_t + strip, kPanel, rows, n, D,
-                               false);
-      tile_product<Left::rows>(da, kPanel, v_tile, v.stride, w.dy_t + strip, kPanel, rows, n, D,
-                               false);
-      for (i64 i = 0; i < n; i += kLanes) scores_backward_column(w, tile, strip + i, rows);
-      tile_product<Left::columns>(w.dq_t + strip, kPanel, k_tile, k.stride, da, kPanel, D, n, rows,
-                                  s > begin);
+      const i64 n = at_most(width - strip, kStrip);
+      const Range rows = seen.rows(strip / kStrip, s, count);
+      clear_rows(w, strip, n, {0, rows.begin});
+      clear_rows(w, strip, n, {rows.end, count});
+      if (empty(rows)) continue;
+      const i64 height = rows.end - rows.begin, at = rows.begin * kPanel + strip;
+      const float* k_rows = k.p + (s + rows.begin) * k.stride;
+      tile_product<Left::rows>(w.p + at, kPanel, k_rows, k.stride, w.q_t + strip, kPanel, height, n,
+                               D, false);
+      tile_product<Left::rows>(w.da + at, kPanel, v.p + (s + rows.begin) * v.stride, v.stride,
+                               w.dy_t + strip, kPanel, height, n, D, false);
+      for (i64 i = strip; i < strip + n; i += kLanes) {
+        vf delta = load(w.delta + i);
+        if (!scores.plain()) {
+          modify_backward(w.p + i, w.da + i, delta, scores, place + static_cast<float>(i), s, rows);
+          delta = vf{};
+        }
+        scores_backward_column(w, seen, delta, i, s, rows);
+      }
+      tile_product<Left::columns>(w.dq_t + strip, kPanel, k_rows, k.stride, w.da + at, kPanel, D, n,
+                                  height, true);
     }
-    for (i64 row = 0; row < tile.count; row += kTileRows) {  // the sums begin on the diagonal
-      const i64 rows = at_most(tile.count - row, kTileRows), from = tile.first_query(row);
-      const i64 queries = at_most(tile.end_query(row + rows - 1), panel.count) - from;
-      if (queries <= 0) continue;
+    for (i64 row = 0; row < count; row += kTileRows) {
+      const i64 rows = at_most(count - row, kTileRows);
+      const Range queries = seen.queries({s + row, s + row + rows}, panel.count);
+      if (empty(queries)) continue;
+      const i64 from = queries.begin, n = queries.end - from;
       const float *p = w.p + row * kPanel + from, *da = w.da + row * kPanel + from;
-      tile_product<Left::rows>(dv + (s + row) * W, W, p, kPanel, w.dy + from * W, W, rows, W,
-                               queries, true);
-      tile_product<Left::rows>(dk + (s + row) * W, W, da, kPanel, w.q + from * W, W, rows, W,
-                               queries, true);
+      tile_product<Left::rows>(dv + (s + row) * W, W, p, kPanel, w.dy + from * W, W, rows, W, n,
+                               true);
+      tile_product<Left::rows>(dk + (s + row) * W, W, da, kPanel, w.q + from * W, W, rows, W, n,
+                               true);
     }
   }
   transpose(f.dq + panel.query(f.dqs), f.dqs.t, w.dq_t, kPanel, D, panel.count, shape.scale, false);
+}
+
+// dsinks_h −= Σ_t exp(sink_h − ℓ_t) D_t
+void sinks_backward(Pool& pool, const AttentionBackward& f, const AttentionShape& s) {
+  for_parts(pool, s.H, 2 * s.B * s.T * s.D, 1, [=, &f, &s](int, i64 begin, i64 end) {
+    for (i64 h = begin; h < end; ++h) {
+      double sum = 0;
+      for (i64 b = 0; b < s.B; ++b)
+        for (i64 t = 0; t < s.T; ++t) {
+          const float* dy = f.dy + b * f.dys.b + t * f.dys.t + h * f.dys.h;
+          const float* y = f.y + b * f.ys.b + t * f.ys.t + h * f.ys.h;
+          sum += expf(s.sinks[h] - f.lse[(b * s.H + h) * s.T + t]) * dot(dy, y, s.D);
+        }
+      f.dsinks[h] -= static_cast<float>(sum);
+    }
+  });
 }
 
 // to[i] = scale · Σ from[part][i]
@@ -257,6 +358,7 @@ void attention_forward(Pool& pool, const AttentionForward& f, const AttentionSha
 
 void attention_backward(Pool& pool, const AttentionBackward& f, const AttentionShape& s) {
   if (s.T == 0 || s.S == 0 || s.D == 0) return;
+  if (f.dsinks && s.sinks) sinks_backward(pool, f, s);
   const Division work(s, pool);
   const i64 W = round_up(s.D, kLanes), size = s.S * W;
   const auto tiles = [&](i64 thread) {

@@ -15,8 +15,12 @@
 namespace tenarai {
 namespace TENARAI_ISA {
 
-// Where a panel's vectors would be mostly empty.
-static inline bool few_queries(const AttentionShape& s) { return s.T * 4 <= kStrip; }
+// Where a panel's vectors would be mostly empty, and no option but causal and window is in use.
+static inline bool few_queries(const AttentionShape& s) {
+  const bool plain = !s.documents && !s.lengths && !s.prefix && !s.alibi && !s.sinks &&
+                     s.soft_cap == 0 && (s.causal || s.window == kNoWindow);
+  return plain && s.T * 4 <= kStrip;
+}
 
 struct FewTiles {
   float *q, *p;            // (n, W), (n, 64 keys): n = the queries of a key head, W whole vectors

@@ -1,20 +1,13 @@
-// What attention's forward and backward share: how the work is divided, what a tile of keys is to a
-// panel of queries, the power of two.
+// What attention's forward and backward share: how the work is divided, the power of two, what is
+// done to scores.
 #pragma once
 
-#include "math.h"
-#include "ops.h"
-#include "tile.h"
+#include "attention_seen.h"
 
 namespace tenarai {
 namespace TENARAI_ISA {
 
-constexpr i64 kPanel = 64;    // queries
-constexpr i64 kKeyTile = 64;  // keys
 constexpr i64 kMaxParts = 256;
-constexpr i64 kStrip = kTileVectors * kLanes;  // queries as wide as a product's block
-static_assert(kPanel % kStrip == 0, "a panel is whole strips");
-
 constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 
 // 2^x for x up to 126. Where x < -125 it is 2^-125: beside a greatest weight of 1 that is nothing.
@@ -31,14 +24,27 @@ TENARAI_INLINE vf exp2_weight(vf x) {
   return from_bits(bits(p) + (bits(t) << 23));
 }
 
-TENARAI_INLINE i64 at_least(i64 x, i64 low) { return x > low ? x : low; }
-TENARAI_INLINE i64 at_most(i64 x, i64 high) { return x < high ? x : high; }
-TENARAI_INLINE i64 round_up(i64 n, i64 unit) { return (n + unit - 1) / unit * unit; }
+// What becomes of the products r = factor · q·k: scores in base 2, a = cap tanh(r) − slope |x − s|.
+struct Scores {
+  float factor, cap, slope;  // cap 0: a = r; slope 0: none
 
-// Up to 64 queries of one head, and the keys that one of them sees: [begin, keys), whole tiles
-// but for the last.
+  Scores(const AttentionShape& s, i64 h)
+      : factor(s.soft_cap ? s.scale / s.soft_cap : s.scale * kLog2E),
+        cap(s.soft_cap * kLog2E),
+        slope(s.alibi ? s.alibi[h] * kLog2E : 0) {}
+  bool plain() const { return cap == 0 && slope == 0; }
+  // Of the key that lies `behind` it, lane for lane.
+  TENARAI_ALWAYS vf bias(vf a, vf behind) const { return slope == 0 ? a : a - abs(behind) * slope; }
+};
+TENARAI_INLINE vf lane_numbers() {
+  vf lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = static_cast<float>(i);
+  return lane;
+}
+
+// Up to 64 queries of one head.
 struct Panel {
-  i64 b, h, kh, t, count, begin, keys;
+  i64 b, h, kh, t, count;
   i64 query(Strides s) const { return b * s.b + t * s.t + h * s.h; }
   i64 key(Strides s, i64 row) const { return b * s.b + row * s.t + kh * s.h; }
 };
@@ -47,44 +53,6 @@ struct Panel {
 static inline i64 first_tile(const AttentionShape& s, i64 t) {
   return at_least(t + s.S - s.T - s.window + 1, 0) / kKeyTile * kKeyTile;
 }
-
-// A panel against the keys from `first` on: query t0 + q sees row s of the tile where
-// diagonal + q - window < s <= diagonal + q.
-struct KeyTile {
-  i64 first, count, diagonal, window;
-
-  KeyTile(const AttentionShape& shape, const Panel& panel, i64 first_key)
-      : first(first_key),
-        count(at_most(panel.keys - first_key, kKeyTile)),
-        diagonal(shape.causal ? panel.t + shape.S - shape.T - first_key : kKeyTile),
-        window(shape.window) {}
-
-  // The rows that some of the queries up to q see, in whole blocks of a product.
-  i64 rows(i64 q) const {
-    return at_most(round_up(at_least(diagonal + q + 1, 0), kTileRows), count);
-  }
-  // The rows below `n` that all kLanes queries from q on see: no mask there.
-  Range free_rows(i64 q, i64 n) const {
-    const i64 begin = at_most(at_least(diagonal + q + kLanes - window, 0), n);
-    return {begin, at_least(at_most(diagonal + q + 1, n), begin)};
-  }
-  // The first query that sees a row, and the end of those that do.
-  i64 first_query(i64 row) const { return at_least(row - diagonal, 0); }
-  i64 end_query(i64 row) const { return row - diagonal + window; }
-
-  // x in the lanes q, q + 1, ... whose query sees the row; `hidden` in the others.
-  vf mask(vf x, i64 q, i64 row, float hidden) const {
-    const i64 from = row - diagonal - q, end = at_most(from + window, kLanes);
-    const vi lane = lane_numbers();
-    const vf below = lane < static_cast<int32_t>(end) ? x : broadcast(hidden);
-    return lane >= static_cast<int32_t>(from) ? below : broadcast(hidden);
-  }
-  static vi lane_numbers() {
-    vi lane;
-    for (int i = 0; i < kLanes; ++i) lane[i] = i;
-    return lane;
-  }
-};
 
 // Into how many parts each of `heads` equal pieces of work goes so that threads get nearly as much.
 static inline i64 balanced_parts(i64 heads, i64 most, i64 threads) {
@@ -125,14 +93,14 @@ struct Division {
   Panel panel(i64 unit, i64 index) const {
     const i64 per_head = panels / (shape.H / shape.K), head = unit / parts;
     const i64 kh = head % shape.K, t = index % per_head * kPanel;
-    const i64 count = at_most(shape.T - t, kPanel);
-    const i64 end = shape.causal ? t + count + shape.S - shape.T : shape.S;
     const i64 h = kh * (shape.H / shape.K) + index / per_head;
-    return {head / shape.K, h, kh, t, count, first_tile(shape, t), end};
+    return {head / shape.K, h, kh, t, at_most(shape.T - t, kPanel)};
   }
+  // How many keys a panel sees, but for documents and lengths.
   i64 keys_of(i64 unit, i64 index) const {
     const Panel p = panel(unit, index);
-    return p.keys - p.begin;
+    const i64 end = shape.causal ? p.t + p.count + shape.S - shape.T : shape.S;
+    return at_least(end - first_tile(shape, p.t), 1);
   }
   // The panels of a unit's part: those whose share of all keys seen begins in its share of the sum.
   Range panels_of(i64 unit) const {

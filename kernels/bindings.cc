@@ -179,68 +179,6 @@ void rope(Machine& self, OutView y, InView x, In cos, In sin, MaybeIds places, b
   });
 }
 
-AttentionShape attention_shape(const InView& q, const InView& key, float scale, bool causal,
-                               std::optional<int64_t> window) {
-  if (window && (*window < 1 || !causal))
-    fail("attention: window = " + std::to_string(*window) +
-         ": expected 1 or more, and a causal mask");
-  const AttentionShape s{(int64_t)q.shape(0),
-                         (int64_t)q.shape(1),
-                         (int64_t)key.shape(1),
-                         (int64_t)q.shape(2),
-                         (int64_t)key.shape(2),
-                         (int64_t)q.shape(3),
-                         scale,
-                         causal,
-                         window && *window < kNoWindow ? *window : kNoWindow};
-  if (s.K < 1 || s.H % s.K)
-    fail("attention: " + std::to_string(s.H) + " query heads over " + std::to_string(s.K) +
-         " key heads: not a multiple");
-  if (causal && s.S < s.T)
-    fail("attention: " + std::to_string(s.T) + " queries see only " + std::to_string(s.S) +
-         " keys, a causal mask needs as many or more");
-  return s;
-}
-void attention_forward(Machine& self, OutView y, Out lse, InView q, InView key, InView v,
-                       float scale, bool causal, std::optional<int64_t> window) {
-  const AttentionShape s = attention_shape(q, key, scale, causal, window);
-  expect(size(lse), s.B * s.H * s.T, "size of lse (B, H, T)");
-  const AttentionForward a{y.data(),
-                           lse.data(),
-                           q.data(),
-                           key.data(),
-                           v.data(),
-                           strides(y, s.B, s.T, s.H, s.D, "y"),
-                           strides(q, s.B, s.T, s.H, s.D, "q"),
-                           strides(key, s.B, s.S, s.K, s.D, "k"),
-                           strides(v, s.B, s.S, s.K, s.D, "v")};
-  self.k.attention_forward(self.pool, a, s);
-}
-void attention_backward(Machine& self, OutView dq, OutView dk, OutView dv, InView dy, InView q,
-                        InView key, InView v, InView y, In lse, float scale, bool causal,
-                        std::optional<int64_t> window) {
-  const AttentionShape s = attention_shape(q, key, scale, causal, window);
-  expect(size(lse), s.B * s.H * s.T, "size of lse (B, H, T)");
-  const AttentionBackward a{dq.data(),
-                            dk.data(),
-                            dv.data(),
-                            dy.data(),
-                            q.data(),
-                            key.data(),
-                            v.data(),
-                            y.data(),
-                            lse.data(),
-                            strides(dq, s.B, s.T, s.H, s.D, "dq"),
-                            strides(dk, s.B, s.S, s.K, s.D, "dk"),
-                            strides(dv, s.B, s.S, s.K, s.D, "dv"),
-                            strides(dy, s.B, s.T, s.H, s.D, "dy"),
-                            strides(q, s.B, s.T, s.H, s.D, "q"),
-                            strides(key, s.B, s.S, s.K, s.D, "k"),
-                            strides(v, s.B, s.S, s.K, s.D, "v"),
-                            strides(y, s.B, s.T, s.H, s.D, "y")};
-  self.k.attention_backward(self.pool, a, s);
-}
-
 double cross_entropy(Machine& self, Out logits, Ids targets, float scale) {
   const int64_t V = last(logits, "logits"), M = V ? size(logits) / V : 0;
   expect(size(targets), M, "size of targets");
@@ -337,10 +275,6 @@ NB_MODULE(_kernels, m) {
            a("tokens"), "start"_a, Release())
       .def("rope", &rope, a("y"), a("x"), a("cos"), a("sin"), maybe("positions"), "adjacent"_a,
            "backward"_a, Release())
-      .def("attention_forward", &attention_forward, a("y"), a("lse"), a("q"), a("k"), a("v"),
-           "scale"_a, "causal"_a, "window"_a.none(), Release())
-      .def("attention_backward", &attention_backward, a("dq"), a("dk"), a("dv"), a("dy"), a("q"),
-           a("k"), a("v"), a("y"), a("lse"), "scale"_a, "causal"_a, "window"_a.none(), Release())
       .def("cross_entropy", &cross_entropy, a("logits"), a("targets"), "scale"_a, Release())
       .def("dropout", &dropout, a("y"), a("x"), "threshold"_a, "scale"_a, "seed"_a, "counter"_a,
            Release())
@@ -349,6 +283,7 @@ NB_MODULE(_kernels, m) {
       .def("square_sum", &square_sum, a("x"), Release());
   bind_inference(machine);
   bind_quant(machine);
+  bind_attention(machine);
   bind_cache(machine);
   bind_replay(machine);
 }

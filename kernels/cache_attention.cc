@@ -111,10 +111,10 @@ void few_tile(const Work& w, const CacheTiles& t, const CachePanel& panel, const
 }
 
 // The first and last position that each column of a panel sees; columns past the last are as it.
-struct Seen {
+struct SeenPositions {
   int32_t first[kPanel], last[kPanel];
 
-  Seen(const Work& w, const CachePanel& p) {
+  SeenPositions(const Work& w, const CachePanel& p) {
     for (i64 j = 0; j < kPanel; ++j) {
       const i64 column = p.column + at_most(j, p.count - 1);
       first[j] = static_cast<int32_t>(w.first_seen(column));
@@ -136,16 +136,10 @@ struct Seen {
   }
 };
 
-TENARAI_INLINE vi load_ints(const int32_t* p) {
-  vi v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-
 // For kLanes columns and the rows [begin, end) of the tile that begins at position `first`:
 // p = 2^(a − m) where a stood; m rises, l and y so far shrink by 2^(old m − new m).
-void panel_softmax(const CacheTiles& t, const Sums& sums, const Seen& seen, i64 first, i64 column,
-                   Range rows, i64 D) {
+void panel_softmax(const CacheTiles& t, const Sums& sums, const SeenPositions& seen, i64 first,
+                   i64 column, Range rows, i64 D) {
   float* p = t.p + column;
   const Range all = seen.all(column, kLanes);
   const vi from = load_ints(seen.first + column), to = load_ints(seen.last + column);
@@ -177,7 +171,7 @@ void panel_softmax(const CacheTiles& t, const Sums& sums, const Seen& seen, i64 
 
 // Many columns and one tile of keys.
 void panel_tile(const Work& w, const CacheTiles& t, const CachePanel& panel, const Sums& sums,
-                const Seen& seen, i64 first, i64 count) {
+                const SeenPositions& seen, i64 first, i64 count) {
   const i64 D = w.c.D, W = round_up(D, kLanes), width = round_up(panel.count, kLanes);
   for (i64 strip = 0; strip < width; strip += kStrip) {
     const i64 n = at_most(width - strip, kStrip);
@@ -207,7 +201,7 @@ void sum_tiles(const Work& w, const CacheTiles& t, const CachePanel& panel, i64 
     transpose(t.q, kPanel, t.rows, W, panel.count, D, 1.0f, true);
     for (i64 i = 0; i < D * kPanel; ++i) t.y_t[i] = 0;
   }
-  const Seen seen(w, panel);
+  const SeenPositions seen(w, panel);
   for (i64 tile = tiles.begin; tile < tiles.end; ++tile) {
     const i64 first = panel.lo + tile * kKeyTile, count = at_most(panel.hi - first, kKeyTile);
     expand_rows(t.k, W, w.c, w.c.k, w.c.k_scale, panel.slot, kh, first, count, kKeyTile);

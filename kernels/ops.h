@@ -19,12 +19,16 @@ struct Strides {
 
 constexpr int64_t kNoWindow = int64_t{1} << 40;  // wider than any sequence is long
 
+// The options are those of src/tenarai/ops/attention_options.py, which says what each means.
 struct AttentionShape {
-  // H a multiple of K; query t sees keys t + S - T - window < s <= t + S - T where causal, else all
-  int64_t B, T, S, H, K, D;
+  int64_t B, T, S, H, K, D;  // H a multiple of K
   float scale;
   bool causal;
   int64_t window = kNoWindow;
+  const int32_t* documents = nullptr;                   // (B, S): where each key's document begins
+  const int32_t *lengths = nullptr, *prefix = nullptr;  // (B)
+  float soft_cap = 0;                                   // 0: none
+  const float *alibi = nullptr, *sinks = nullptr;       // (H)
 };
 
 // q, y, dq, dy (B, T, H, D); k, v, dk, dv (B, S, K, D); lse (B, H, T).
@@ -38,6 +42,7 @@ struct AttentionBackward {
   float *dq, *dk, *dv;
   const float *dy, *q, *k, *v, *y, *lse;
   Strides dqs, dks, dvs, dys, qs, ks, vs, ys;
+  float* dsinks = nullptr;  // (H), += , or null
 };
 
 // A layer's keys and values of past tokens: k, v (slots, K, capacity, D) float16, float32, or int8

@@ -118,6 +118,7 @@ struct Machine {
 using MachineClass = nb::class_<Machine>;
 void bind_inference(MachineClass&);  // bindings_infer.cc
 void bind_quant(MachineClass&);      // bindings_quant.cc
+void bind_attention(MachineClass&);  // bindings_attention.cc
 void bind_cache(MachineClass&);      // bindings_cache.cc
 void bind_replay(MachineClass&);     // bindings_replay.cc
 // noconvert: an array of another dtype is refused, not copied behind the caller's back.

@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import TenaraiError
 from ..quant import Format, QuantTensor
 from .arena import Arena
+from .attention_options import AttentionOptions
 from .gradient import Unwritten, cleared
 
 try:
@@ -50,6 +51,21 @@ def _compiled() -> Any:
             "--no-deps . in the source folder"
         )
     return _kernels
+
+
+def _attention(saved: tuple) -> tuple:
+    """The options of attention in the kernels' order."""
+    q, *_, sinks, o = saved
+    B, _, H, D = q.shape
+
+    def whole(a: Any) -> Array | None:
+        return None if a is None else np.ascontiguousarray(a, np.int32)
+
+    prefix = np.broadcast_to(o.prefix, B) if np.any(o.prefix) else None
+    alibi = None if o.alibi is None else np.ascontiguousarray(o.alibi, np.float32)
+    sinks = np.zeros(H, np.float32) if o.off_by_one else sinks
+    masks = (o.causal, o.window, whole(o.documents), whole(o.lengths), whole(prefix))
+    return (sinks, o.scale_for(D), *masks, o.soft_cap or 0.0, alibi)
 
 
 class Fast:
@@ -281,13 +297,15 @@ class Fast:
         self._run("rope", dx, dy, cos, sin, None, pairing == "adjacent", True)
         return dx
 
-    def attention_forward(self, q, k, v, *, scale=None, causal=True, window=None, out=None):
+    def attention_forward(self, q, k, v, sinks=None, *, options=None, out=None, **named):
+        o = AttentionOptions.of(options, named)
+        o.check(q, k, sinks)
         B, T, H, D = q.shape
-        scale = D**-0.5 if scale is None else scale
         y = self._new(B, T, H, D) if out is None else out
         lse = self._new(B, H, T)
-        self._run("attention_forward", y, lse, q, k, v, scale, causal, window)
-        return y, (q, k, v, y, lse, scale, causal, window)
+        saved = (q, k, v, y, lse, sinks, o)
+        self._run("attention_forward", y, lse, q, k, v, *_attention(saved))
+        return y, saved
 
     def cache_attention(self, q, k, v, store, slots, positions, *, scale=None, out=None):
         scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -298,11 +316,13 @@ class Fast:
         )  # fmt: skip
         return y
 
-    def attention_backward(self, dy, saved, *, out=None):
-        q, k = saved[:2]
+    def attention_backward(self, dy, saved, dsinks=None, *, out=None):
+        q, k, v, y, lse, sinks, _ = saved
         if out is None:
             out = (self.empty_like(q), self.empty_like(k), self.empty_like(k))
-        self._run("attention_backward", *out, dy, *saved)
+        dsinks = None if sinks is None else dsinks
+        arrays = (*out, dsinks, dy, q, k, v, y, lse)
+        self._run("attention_backward", *arrays, *_attention(saved))
         return out
 
     # Loss
