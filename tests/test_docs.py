@@ -1,6 +1,6 @@
 """The pages that people read: their code runs and prints what they say, their links lead on."""
 
-import importlib.util
+import importlib
 import re
 from pathlib import Path
 
@@ -73,23 +73,23 @@ def test_both_languages_have_the_same_code_and_numbers(page: Path) -> None:
             assert NUMBER.findall(mine.text) == NUMBER.findall(theirs.text), where
 
 
-def test_attention_backward_stands_in_both_languages() -> None:
-    for page in ("attention-backward.md", "attention-backward.ja.md"):
-        text = (ROOT / "docs" / page).read_text("utf-8")
-        assert ROOT / "docs" / page in PAGES
-        assert sum(b.runs and b.output is not None for b in blocks(text)) > 10
-        assert len(sums(text)) > 40
+def test_the_attention_pages_stand_in_both_languages() -> None:
+    for page, programs, claims in (("attention-backward", 10, 40), ("attention-linear", 6, 30)):
+        for path in (ROOT / "docs" / f"{page}.md", ROOT / "docs" / f"{page}.ja.md"):
+            text = path.read_text("utf-8")
+            assert path in PAGES
+            assert sum(b.runs and b.output is not None for b in blocks(text)) > programs
+            assert len(sums(text)) > claims
 
 
-def test_pictures_are_what_their_script_draws() -> None:
-    script = ROOT / "docs" / "pictures" / "draw.py"
-    spec = importlib.util.spec_from_file_location("draw", script)
-    assert spec and spec.loader
-    draw = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(draw)
+@pytest.mark.parametrize("name", ["draw", "draw_linear"])
+def test_pictures_are_what_their_script_draws(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = ROOT / "docs" / "pictures"
+    monkeypatch.syspath_prepend(folder)
+    draw = importlib.import_module(name)
     for picture, make in draw.PICTURES.items():
-        assert (script.parent / f"{picture}.svg").read_text("utf-8") == make(), (
-            f"{picture}.svg is not what draw.py draws: run python docs/pictures/draw.py"
+        assert (folder / f"{picture}.svg").read_text("utf-8") == make(), (
+            f"{picture}.svg is not what {name}.py draws: run python docs/pictures/{name}.py"
         )
 
 
