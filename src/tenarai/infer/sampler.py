@@ -12,17 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tenarai.errors import TenaraiError
-from tenarai.ops.reference.dropout import counted_random
-from tenarai.tokenizers import Tokenizer
+from tenarai.ops.counted_random import counted_random
 
 from .samplers import mirostat, repetition, temperature, truncation
 from .samplers.candidates import Array, Candidates, probabilities
-from .samplers.grammar import Grammar, Vocabulary
 from .sampling import Sampling
+
+if TYPE_CHECKING:
+    from tenarai.tokenizers import Tokenizer
+
+    from .samplers.grammar import Grammar, Vocabulary
 
 __all__ = ["Sampler", "Sampling"]
 
@@ -133,9 +137,12 @@ class Sampler:
         self, tokenizer: Tokenizer | None, known: Vocabulary | None
     ) -> Grammar | None:
         s = self.sampling
-        text = s.grammar if s.grammar is not None else s.json_schema
-        if text is None:
+        if not s.constrained:
             return None
+        from .samplers.grammar import Grammar, Vocabulary
+
+        text = s.grammar if s.grammar is not None else s.json_schema
+        assert text is not None
         if known is None:
             if tokenizer is None:
                 raise TenaraiError("a grammar needs the model's tokenizer, and there is none")

@@ -13,15 +13,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import platform
 import re
-import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
-
-import psutil
 
 from tenarai.errors import TenaraiError
 
@@ -77,6 +73,8 @@ def atomic_write(
         pass  # nothing to replace; whether its folder is there, opening will tell
     except OSError as error:
         raise WriteError(path, error) from error
+    import secrets  # slow to import, and most that import this file only read
+
     _remove_stale(target)
     temporary = target.with_name(f"{_prefix(target)}{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
@@ -129,6 +127,8 @@ def fsync_folder(folder: str | os.PathLike[str]) -> None:
 
 
 def _prefix(target: Path) -> str:
+    import platform
+
     node = re.sub(r"[^A-Za-z0-9-]", "", platform.node())[:32] or "here"
     name = target.name.encode()[:80].decode(errors="ignore")
     return f".{name}.{node}."
@@ -136,6 +136,8 @@ def _prefix(target: Path) -> str:
 
 def _remove_stale(target: Path) -> None:
     """Remove what writers of this target left behind that were killed on this machine."""
+    import psutil
+
     prefix = _prefix(target)
     pattern = re.compile(re.escape(prefix) + r"(\d+)\.[0-9a-f]{8}\.tmp")
     with contextlib.suppress(OSError):

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 from tenarai.errors import TenaraiError
-from tenarai.io import checkpoint, llmc
 
 HUGGING_FACE, LLMC, GGUF, SAFETENSORS, CHECKPOINT, FOLDER = (
     "Hugging Face folder",
@@ -42,12 +41,14 @@ def detect(path: str | os.PathLike[str]) -> str:
         raise TenaraiError(f"cannot read {path}: {error.strerror}") from error
     if not start:
         raise TenaraiError(f"{path}: is empty: the download or the copy failed, do it again")
+    if start[:4] in GGUF_MAGICS:
+        return GGUF
+    from tenarai.io import checkpoint, llmc  # not needed for the commonest kind
+
     if start[:8] == checkpoint.MAGIC:
         return CHECKPOINT
     if start[:4] == llmc.MAGIC.to_bytes(4, "little"):
         return LLMC
-    if start[:4] in GGUF_MAGICS:
-        return GGUF
     _refuse(path, start)
     if path.suffix == ".safetensors" or start[8:10] == b'{"':
         return SAFETENSORS

@@ -173,27 +173,68 @@ class _Strings(_Lazy):
         super().__init__(cursor, key, count)
         # The walk is the only way to the next key, and is where a wrong length is found.
         cursor.room(count, 8, MAX_STRINGS, f"strings of {shown(key)}")
-        data, size, at, read = cursor.data, cursor.size, cursor.at, U64.unpack_from
-        begins = array("Q", [0]) * (count + 1)  # 8 bytes a string, as the file has itself
-        for i in range(count):
+        self.begins = array("Q", [0]) * (count + 1)  # 8 bytes a string, as the file has itself
+        self.short = self._walk_short()
+        if not self.short:
+            self._walk()
+        cursor.at = self.begins[count]
+
+    def _walk_short(self) -> bool:
+        """Fills `begins`; False where a string has 256 bytes or more, or goes beyond the end.
+
+        A vocabulary has 1e5 strings, and one byte of a length is read five times as fast as all.
+        """
+        begins, at = self.begins, self.cursor.at
+        with memoryview(self.cursor.data) as data:
+            try:
+                for i in range(self.count):
+                    begins[i] = at
+                    at += 8 + data[at]
+            except IndexError:
+                return False
+        begins[self.count] = at
+        if at > self.cursor.size:
+            return False
+        bytes, starts = np.frombuffer(self.cursor.data, np.uint8), np.frombuffer(begins, np.uint64)
+        return not any(bytes[k:][starts[:-1]].any() for k in range(1, 8))
+
+    def _walk(self) -> None:
+        data, size, read = self.cursor.data, self.cursor.size, U64.unpack_from
+        begins, at = self.begins, self.cursor.at
+        for i in range(self.count):
             begins[i] = at
             if at + 8 > size or (at := at + 8 + read(data, at)[0]) > size:
-                raise cursor.fail(
-                    f"{shown(key)}: string {i:,} of {count:,} goes beyond the file's end",
+                raise self.cursor.fail(
+                    f"{shown(self.key)}: string {i:,} of {self.count:,} goes beyond the file's end",
                     CUT_OFF,
                 )
-        begins[count] = cursor.at = at
-        self.begins = begins
+        begins[self.count] = at
 
     def decode(self, count: int | None = None) -> list[str]:
         data, begins = self.cursor.data, self.begins
         n = self.count if count is None else min(count, self.count)
+        if (found := self._decode_together(n)) is not None:
+            return found
         try:
             return [data[begins[i] + 8 : begins[i + 1]].decode() for i in range(n)]
         except UnicodeDecodeError:  # once more, to find which
             for i in range(n):
                 self.cursor.text(begins[i] + 8, begins[i + 1], f"{shown(self.key)}, string {i:,},")
             raise
+
+    def _decode_together(self, n: int) -> list[str] | None:
+        """All at once: short strings with 8 NULs in the place of each length. None where a string
+        is long, has a NUL of its own, or is no UTF-8."""
+        if not self.short:
+            return None
+        start = self.begins[0]
+        bytes = np.frombuffer(self.cursor.data, np.uint8, self.begins[n] - start, start).copy()
+        bytes[np.frombuffer(self.begins, np.uint64, n) - np.uint64(start)] = 0
+        try:
+            text = bytes.tobytes().decode()
+        except UnicodeDecodeError:
+            return None
+        return text.split("\0" * 8)[1:] if text.count("\0") == 8 * n else None
 
 
 def read_metadata(cursor: Cursor, count: int) -> Metadata:

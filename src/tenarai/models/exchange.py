@@ -24,7 +24,7 @@ from tenarai.models.families import AnyModel
 from tenarai.models.gpt2 import GPT2
 from tenarai.models.llama import Llama
 from tenarai.models.pairing import to_adjacent, to_half
-from tenarai.models.table import Param, Weights
+from tenarai.models.table import Param, Weights, and_more
 
 Array = np.ndarray
 PathName = str | PathLike[str]
@@ -192,7 +192,3 @@ def _check_tensors(
             f"{folder}: {extra[0]} of shape {tensors[extra[0]].shape} has no place in the model "
             f"that config.json describes{and_more(extra)}: does config.json belong to this file?"
         )
-
-
-def and_more(names: list[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

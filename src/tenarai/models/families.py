@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from tenarai.errors import TenaraiError
-from tenarai.models import hf_config, hf_llama
 from tenarai.models.gpt2 import GPT2, GPT2Config
 from tenarai.models.llama import Llama, LlamaConfig
 
@@ -35,6 +34,8 @@ def model_of(config: AnyConfig) -> AnyModel:
 def from_hugging_face(config: Mapping[str, Any], where: Path) -> AnyModel:
     """The model of a config.json, `where` its path. Raises TenaraiError: one that is not known, a
     setting that cannot be followed, a number of the wrong kind or out of bounds."""
+    from tenarai.models import hf_config, hf_llama
+
     kind = config.get("model_type", "gpt2")
     if kind == "gpt2":
         return GPT2(hf_config.from_hugging_face(config, where))
@@ -46,6 +47,8 @@ def from_hugging_face(config: Mapping[str, Any], where: Path) -> AnyModel:
 
 def to_hugging_face(model: AnyModel) -> dict[str, Any]:
     """config.json for `transformers`."""
+    from tenarai.models import hf_config, hf_llama
+
     if isinstance(model, Llama):
         return hf_llama.to_hugging_face(model.config)
     return hf_config.to_hugging_face(model.config)

@@ -13,10 +13,9 @@ from collections.abc import Mapping
 from tenarai.errors import TenaraiError
 from tenarai.io.gguf import GGUFFile, GGUFTensor
 from tenarai.models import gguf_config
-from tenarai.models.exchange import and_more
 from tenarai.models.families import AnyModel
 from tenarai.models.gguf_config import EMBEDDING, OUTPUT
-from tenarai.models.table import FileWeights, Param, Weight
+from tenarai.models.table import FileWeights, Param, Weight, and_more
 
 IN_LAYER = re.compile(r"blk\.(\d+)\.(.*)")
 # Tensors that other programs write and that change nothing: masks, and RoPE's plain angles.

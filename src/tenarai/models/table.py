@@ -182,3 +182,8 @@ class _Expanded(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._weights)
+
+
+def and_more(names: list[str]) -> str:
+    """How many names an error leaves out that tells the first."""
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

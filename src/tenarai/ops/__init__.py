@@ -13,8 +13,23 @@ weights are added to arrays that the caller gives; gradients of activations are 
 The table of all ops stands in docs/design.md.
 """
 
-from . import reference
-from .arena import Arena
-from .fast import Fast
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import reference
+    from .arena import Arena
+    from .fast import Fast
 
 __all__ = ["Arena", "Fast", "reference"]
+
+_HOME = {"Arena": "arena", "Fast": "fast"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imported when first used: running a model needs no reference ops, these need no kernels."""
+    if name == "reference":
+        return import_module(f"{__name__}.reference")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -8,13 +8,13 @@ lacks is left out, as the models' own tokenizers do.
 
 from __future__ import annotations
 
-import itertools
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import tokenizers
 from tokenizers import models
 
@@ -29,7 +29,7 @@ from .vocabulary import TokenType, Vocabulary
 
 SHORT = 1 << 14  # characters of a text that is merged here
 _WRITTEN_OUT = (*CONTROL, TokenType.USER_DEFINED)  # tokens whose names are their text
-_MERGES = re.compile(r"(?:[^ \n]+ [^ \n]+\n)*")
+Rank = Callable[[str, str], int | None]  # of the merge that joins two pieces, if one does
 
 
 class ByteLevelTokenizer(PieceTokenizer):
@@ -44,10 +44,10 @@ class ByteLevelTokenizer(PieceTokenizer):
     ):
         super().__init__(vocabulary, metadata, **options)
         self.name, self._kind = "bpe", kind
-        self._ranks = _ranks(vocabulary)
         self._ids = dict(vocabulary.ids)  # what text can become: no control tokens
         for name in self.special:
             del self._ids[name]
+        self._merges, self._rank = _merges(vocabulary, self._ids)
         self._cutter, self._normalizer = pre_tokenizer(kind), normalizer(kind)
         self._known = Remembered(self._encode_word)
 
@@ -71,12 +71,13 @@ class ByteLevelTokenizer(PieceTokenizer):
         if self._kind.whole_words and word in self._ids:
             return [self._ids[word]]
         word = "".join(letter for letter in word if letter in self._ids)
-        pieces = merge(word, lambda left, right: self._ranks.get(f"{left} {right}"))
+        pieces = merge(word, self._rank)
         return [self._ids[piece] for piece in pieces if piece in self._ids]
 
     @cached_property
     def _library(self) -> tokenizers.Tokenizer:
-        pairs = [tuple(merge.split(" ")) for merge in self._ranks]
+        pairs = [(left, right) for left, right in (merge.split(" ") for merge in self._merges)]
+        check_merges(self._ids, pairs, 0)  # the library would panic
         whole = self._kind.whole_words
         made = guard(models.BPE, vocab=self._ids, merges=pairs, ignore_merges=whole)
         library = tokenizers.Tokenizer(made)
@@ -99,26 +100,48 @@ def kind_of(name: str) -> Kind:
     return KINDS.get(name, DEFAULT)
 
 
-def _ranks(vocabulary: Vocabulary) -> dict[str, int]:
-    """ "left right" → place, checked: both and their union are tokens."""
+def _merges(vocabulary: Vocabulary, ids: Mapping[str, int]) -> tuple[Sequence[str], Rank]:
+    """The merges that text may use, and which of them joins two pieces. `ids`: what text can
+    become. Raises TokenizerError: a merge that is no two tokens, or whose union is none."""
     merges = vocabulary.merges
     if not merges:
         raise TokenizerError("it has no merges (tokenizer.ggml.merges): is the file complete?")
     lines = "\n".join([*merges, ""])
-    if lines.count("\n") != len(merges) or not _MERGES.fullmatch(lines):
+    if len(merges) != lines.count("\n") or not _are_pairs(lines):
         shape = re.compile(r"[^ \n]+ [^ \n]+")
         number = next(n for n, merge in enumerate(merges, 1) if not shape.fullmatch(merge))
         raise TokenizerError(
             f"merge {number}, {merges[number - 1][:40]!r}, is not two tokens: damaged?"
         )
-    ids = vocabulary.ids
     unions = lines.replace(" ", "").split("\n")[:-1]
-    parts = lines.replace("\n", " ").split(" ")[:-1]
-    if not all(map(ids.__contains__, itertools.chain(unions, parts))):
-        pairs = [(left, right) for left, right in zip(parts[::2], parts[1::2], strict=True)]
-        check_merges(dict(ids), pairs, 0)  # says which
+    first = ids.get(unions[0], 0)
+    # Trainers number tokens as they merge them. Then the ids say which merge it is, and a table
+    # of all merges, which would take as long as all else here, is not needed.
+    made = slice(first, first + len(unions))
+    if vocabulary.tokens[made] == unions and not np.isin(vocabulary.types[made], CONTROL).any():
+        return merges, _by_id(merges, ids, first)
+    pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
+    check_merges(dict(vocabulary.ids), pairs, 0)
+    # Text must not become control tokens.
+    merges = [merge for merge, union in zip(merges, unions, strict=True) if union in ids]
     ranks = dict(zip(merges, range(len(merges)), strict=True))
-    control = vocabulary.of_type(*CONTROL).keys()
-    if not control.isdisjoint(unions):  # text must not become control tokens
-        ranks = {m: i for m, i in ranks.items() if m.replace(" ", "", 1) not in control}
-    return ranks
+    return merges, lambda left, right: ranks.get(f"{left} {right}")
+
+
+def _are_pairs(lines: str) -> bool:
+    """Whether each line is two words with a space between."""
+    bytes = np.frombuffer(lines.encode(), np.uint8)
+    at = np.flatnonzero((bytes == ord(" ")) | (bytes == ord("\n")))
+    between = np.diff(at, prepend=-1) > 1  # something stands before each
+    return bool(between.all() and (bytes[at[0::2]] == 32).all() and (bytes[at[1::2]] == 10).all())
+
+
+def _by_id(merges: Sequence[str], ids: Mapping[str, int], first: int) -> Rank:
+    count = len(merges)
+
+    def rank(left: str, right: str) -> int | None:
+        place = ids.get(left + right, -1) - first
+        known = 0 <= place < count and merges[place] == f"{left} {right}"
+        return place if known else None
+
+    return rank

@@ -142,10 +142,10 @@ def _strings(metadata: Mapping[str, Any], name: str) -> list[str]:
 
 
 def _ids(tokens: list[str]) -> dict[str, int]:
-    longest = max(tokens, key=len)
-    if len(longest) > MAX_PIECE:
+    if (length := max(map(len, tokens))) > MAX_PIECE:
+        longest = next(i for i, token in enumerate(tokens) if len(token) == length)
         raise TokenizerError(
-            f"token {tokens.index(longest)} has {len(longest):,} characters, "
+            f"token {longest} has {length:,} characters, "
             f"at most {MAX_PIECE:,} are possible: damaged?"
         )
     try:
