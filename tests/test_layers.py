@@ -22,11 +22,13 @@ ALLOWED = {
     "train": FILES | {"config", "data", "infer", "models", "ops", "tokenizers"},
     "infer": FILES | {"models", "ops", "quant", "tokenizers"},
     "bench": FILES | {"api", "config", "infer", "models", "ops", "quant", "train"},
+    "finetune": FILES
+    | {"api", "config", "data", "infer", "models", "ops", "quant", "tokenizers", "train"},
     "api": FILES | {"infer", "models", "ops", "quant", "tokenizers"},
     "files": FILES | {"api", "models", "ops", "quant", "tokenizers"},
     "cli": FILES
     | {"bench", "config", "data", "files", "infer", "api", "models", "ops", "quant"}
-    | {"tokenizers", "train"},
+    | {"finetune", "tokenizers", "train"},
     "__init__": {"api", "errors", "train"},
     "__main__": {"cli"},
 }

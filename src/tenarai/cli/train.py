@@ -38,7 +38,7 @@ def _setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def _option(row: Setting) -> Callable[..., Any]:
     name = (row.flag or row.name).replace("_", "-")
     of = f"{row.family}'s: " if row.family else ""
-    text = f"{of}{row.help}  [{row.key} = {_toml(row.default)}]"
+    text = f"{of}{row.help}  [{row.key} = {toml_value(row.default)}]"
     if row.type is bool:
         return click.option(f"--{name}/--no-{name}", row.name, default=None, help=text)
     kind: Any = click.Choice(row.choices) if row.choices else row.type
@@ -46,7 +46,7 @@ def _option(row: Setting) -> Callable[..., Any]:
     return click.option(f"--{name}", row.name, type=kind, metavar=metavar, default=None, help=text)
 
 
-def _toml(value: Any) -> str:
+def toml_value(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else json.dumps(value)
 
 

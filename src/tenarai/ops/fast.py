@@ -15,7 +15,7 @@ from ..errors import TenaraiError
 from ..quant import Format, QuantTensor
 from .arena import Arena
 from .attention_options import AttentionOptions
-from .gradient import Unwritten, cleared
+from .gradient import FROZEN, Unwritten, cleared, wanted
 
 try:
     from .. import _kernels
@@ -143,9 +143,10 @@ class Fast:
     def _linear_backward(self, dy, saved, dw, db, out):
         x, w, gelu = saved
         dx = self.empty_like(x) if out is None else out  # (..., I)
+        dw, db = wanted(dw), cleared(wanted(db))
         if not isinstance(w, QuantTensor):
             add = not isinstance(dw, Unwritten)
-            dw = dw if add else dw.array
+            dw = dw.array if isinstance(dw, Unwritten) else dw
             self._run("linear_backward", dx, dw, db, dy, x, w, gelu, add)
             return dx
         if dw is not None:
@@ -251,7 +252,9 @@ class Fast:
 
     def embedding_backward(self, dx, saved, dwte, dwpe=None):
         tokens, start = saved
-        dwte, dwpe = cleared(dwte), cleared(dwpe)
+        dwte, dwpe = cleared(wanted(dwte)), cleared(wanted(dwpe))
+        if dwte is None and dwpe is None:
+            return
         self._run("embedding_backward", dwte, dwpe, dx, tokens, start)
 
     def layer_norm_forward(self, x, w, b=None, *, eps=1e-5, out=None):
@@ -264,7 +267,7 @@ class Fast:
     def layer_norm_backward(self, dy, saved, dw, db=None, dresidual=None, *, out=None):
         x, w, mean, rstd = saved
         dx = self.empty_like(x) if out is None else out
-        db = np.zeros_like(w) if db is None else db
+        dw, db = (np.zeros_like(w) if wanted(d) is None else cleared(d) for d in (dw, db))
         self._run("layer_norm_backward", dx, dw, db, dy, dresidual, x, w, mean, rstd)
         return dx
 
@@ -277,6 +280,7 @@ class Fast:
     def rms_norm_backward(self, dy, saved, dw, dresidual=None, *, out=None):
         x, w, rstd = saved
         dx = self.empty_like(x) if out is None else out
+        dw = np.zeros_like(w) if wanted(dw) is None else cleared(dw)  # the kernel always adds
         self._run("rms_norm_backward", dx, dw, dy, dresidual, x, w, rstd)
         return dx
 
@@ -350,19 +354,20 @@ class Fast:
         dx = self.empty_like(x) if dw is not None else None
         step = max(1, min(len(rows), LOGITS_BYTES // (4 * V) // 64 * 64))
         logits = self._new(step, V)
-        add = not isinstance(dw, Unwritten)
-        if not add:
-            dw = dw.array if len(rows) else cleared(dw)
+        chosen = _Chosen(self, targets, step, C) if dw is FROZEN else None
+        dw = wanted(dw)
+        if isinstance(dw, Unwritten) and not len(rows):
+            dw = cleared(dw)
         loss = 0.0
-        for i in range(0, len(rows), step):
-            block, targets_block = rows[i : i + step], targets[i : i + step]
+        drows = None if dx is None else dx.reshape(-1, C)
+        blocks = chosen.blocks(rows, drows) if chosen else _blocks(rows, drows, step)
+        for at, block, dblock in blocks:
             dlogits = logits[: len(block)]
             self._product(dlogits, block, w, None, None, "off")
-            loss += self._run("cross_entropy", dlogits, targets_block, scale)
-            if dx is not None:
-                dblock = dx.reshape(-1, C)[i : i + step]
-                self._run("linear_backward", dblock, dw, None, dlogits, block, w, "off", add)
-                add = True
+            loss += self._run("cross_entropy", dlogits, targets[at], scale)
+            if dblock is not None:
+                self.linear_backward(dlogits, (block, w, "off"), dw, out=dblock)
+                dw = dw.array if isinstance(dw, Unwritten) else dw
         return loss / count, dx
 
     def linear_cross_entropy_backward(self, saved):
@@ -393,3 +398,32 @@ class Fast:
 
     def square_sum(self, g) -> float:
         return self._run("square_sum", g)
+
+
+def _blocks(rows, drows, step):
+    """(where, rows, their gradients or None), `step` rows at a time."""
+    for i in range(0, len(rows), step):
+        at = slice(i, i + step)
+        yield at, rows[at], None if drows is None else drows[at]
+
+
+class _Chosen:
+    """The rows that have a target, `step` at a time, side by side: of a conversation, the answers.
+    The others' gradients are zero, and their logits need not be made."""
+
+    def __init__(self, ops, targets, step, C):
+        self._ops, self._step = ops, step
+        self._at = np.flatnonzero(targets >= 0)
+        self._x, self._dx = ops._new(step, C), ops._new(step, C)
+
+    def blocks(self, rows, drows):
+        if self._ops.arena.dry:
+            yield slice(0, self._step), self._x, self._dx
+            return
+        drows[...] = 0
+        for i in range(0, len(self._at), self._step):
+            at = self._at[i : i + self._step]
+            x, dx = self._x[: len(at)], self._dx[: len(at)]
+            np.take(rows, at, axis=0, out=x)
+            yield at, x, dx
+            drows[at] = dx

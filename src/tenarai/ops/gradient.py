@@ -1,8 +1,9 @@
-"""Gradients of weights, which ops add to, and the mark of one that holds nothing yet.
+"""Gradients of weights, which ops add to, and the marks of one that holds nothing yet, and of none.
 
 Clearing all gradients before a step and reading them again to add the first contribution goes
 twice through memory for nothing. So whoever knows that a gradient's first contribution is next
-gives it as `Unwritten`: the op then writes it whole.
+gives it as `Unwritten`: the op then writes it whole. In fine-tuning most weights stay as they
+are: `FROZEN` stands where their gradients would.
 """
 
 from __future__ import annotations
@@ -22,7 +23,22 @@ class Unwritten:
     array: Array
 
 
+
+class _Frozen:
+    """There is one: FROZEN."""
+
+    def __repr__(self) -> str:
+        return "FROZEN"
+
+
+FROZEN = _Frozen()
 Gradient = Array | Unwritten
+MaybeGradient = Gradient | _Frozen | None
+
+
+def wanted(dw: MaybeGradient) -> Gradient | None:
+    """None where the weight is frozen, or the op has none."""
+    return None if isinstance(dw, _Frozen) else dw
 
 
 @overload
@@ -35,3 +51,4 @@ def cleared(dw: Gradient | None) -> Array | None:
         dw.array[...] = 0
         return dw.array
     return dw
+

@@ -16,7 +16,7 @@ import numpy as np
 
 from tenarai.quant import QuantTensor
 
-from ..gradient import Gradient, cleared
+from ..gradient import MaybeGradient, cleared, wanted
 from .common import Array, Saved, place
 
 
@@ -65,11 +65,12 @@ def embedding_forward(
 
 
 def embedding_backward(
-    dx: Array, saved: Saved, dwte: Gradient, dwpe: Gradient | None = None
+    dx: Array, saved: Saved, dwte: MaybeGradient, dwpe: MaybeGradient = None
 ) -> None:
     """dwte[tokens] += dx, dwpe[start + t] += Σ_b dx. dx (B, T, C), dwte (V, C), dwpe (Tmax, C)."""
     tokens, start = saved
+    dwte, dwpe = cleared(wanted(dwte)), cleared(wanted(dwpe))
     if dwpe is not None:
-        dwpe = cleared(dwpe)
         dwpe[start : start + tokens.shape[1]] += dx.sum(axis=0)  # (T, C)
-    np.add.at(cleared(dwte), tokens, dx)  # unlike dwte[tokens] += dx, this adds repeated tokens up
+    if dwte is not None:
+        np.add.at(dwte, tokens, dx)  # unlike dwte[tokens] += dx, this adds repeated tokens up

@@ -10,7 +10,7 @@ fast kernel does not even write a to memory: it applies GELU while it packs x fo
 and multiplies by gelu' where da leaves it.
 """
 
-from ..gradient import Gradient
+from ..gradient import MaybeGradient
 from .common import Array, Saved
 from .gelu import gelu_backward, gelu_forward
 from .linear import linear_backward, linear_forward
@@ -32,7 +32,12 @@ def gelu_linear_forward(
 
 
 def gelu_linear_backward(
-    dy: Array, saved: Saved, dw: Gradient, db: Array | None = None, *, out: Array | None = None
+    dy: Array,
+    saved: Saved,
+    dw: MaybeGradient,
+    db: MaybeGradient = None,
+    *,
+    out: Array | None = None,
 ) -> Array:
     """dx = (dy w) gelu'(x); dw += dyᵀ gelu(x); db += Σ dy. dy (..., O), dx (..., I)."""
     x, w, approximate = saved

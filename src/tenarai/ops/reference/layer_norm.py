@@ -21,8 +21,7 @@ is recomputed from them by one subtraction and one product.
 saves a pass over memory. Source: Ba, Kiros and Hinton, "Layer normalization" (2016).
 """
 
-import numpy as np
-
+from ..gradient import MaybeGradient, cleared, wanted
 from .common import Array, Saved, place
 
 
@@ -42,8 +41,8 @@ def layer_norm_forward(
 def layer_norm_backward(
     dy: Array,
     saved: Saved,
-    dw: Array,
-    db: Array | None = None,
+    dw: MaybeGradient,
+    db: MaybeGradient = None,
     dresidual: Array | None = None,
     *,
     out: Array | None = None,
@@ -52,9 +51,11 @@ def layer_norm_backward(
     x, w, mean, rstd = saved
     rows = tuple(range(x.ndim - 1))
     normed = (x - mean) * rstd  # (..., C), recomputed
+    dw, db = cleared(wanted(dw)), cleared(wanted(db))
     if db is not None:
         db += dy.sum(axis=rows)  # (C,)
-    dw += (dy * normed).sum(axis=rows)  # (C,)
+    if dw is not None:
+        dw += (dy * normed).sum(axis=rows)  # (C,)
     dnormed = dy * w  # (..., C)
     along_ones = dnormed.mean(axis=-1, keepdims=True)  # (..., 1)
     along_normed = (dnormed * normed).mean(axis=-1, keepdims=True)  # (..., 1)

@@ -15,7 +15,7 @@ A quantised weight is expanded first, and frozen: its backward gives dx alone.
 """
 
 from ...quant import QuantTensor
-from ..gradient import Gradient, cleared
+from ..gradient import MaybeGradient, cleared, wanted
 from .common import Array, Saved, place
 
 
@@ -28,9 +28,8 @@ def linear_forward(
     out: Array | None = None,
 ) -> tuple[Array, Saved]:
     """y = x wᵀ + b + residual. x (..., I), w (O, I), b (O,), residual and y (..., O)."""
-    if isinstance(w, QuantTensor):
-        w = w.dequantize()  # (O, I)
-    y = x @ w.T  # (..., O)
+    matrix = w.dequantize() if isinstance(w, QuantTensor) else w
+    y = x @ matrix.T  # (..., O)
     if b is not None:
         y = y + b
     if residual is not None:
@@ -41,19 +40,22 @@ def linear_forward(
 def linear_backward(
     dy: Array,
     saved: Saved,
-    dw: Gradient | None,
-    db: Array | None = None,
+    dw: MaybeGradient,
+    db: MaybeGradient = None,
     *,
     out: Array | None = None,
 ) -> Array:
     """dx = dy w; dw += dyᵀ x; db += Σ dy. dy (..., O), dw (O, I), db (O,), dx (..., I).
 
-    dw is None where w is frozen.
+    dw is FROZEN or None where w is frozen, and db likewise.
     """
     x, w = saved
+    w = w.dequantize() if isinstance(w, QuantTensor) else w
+    dw, db = wanted(dw), wanted(db)
     dy_rows = dy.reshape(-1, w.shape[0])  # (N, O)
     x_rows = x.reshape(-1, w.shape[1])  # (N, I)
     if db is not None:
+        db = cleared(db)
         db += dy_rows.sum(axis=0)  # (O,)
     if dw is not None:
         dw = cleared(dw)

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ..gradient import Gradient, cleared
+from ...quant import QuantTensor
+from ..gradient import MaybeGradient, cleared, wanted
 from .common import Array, Saved
 from .cross_entropy import IGNORED, check_targets, cross_entropy_backward, cross_entropy_forward
 
@@ -26,20 +27,25 @@ BLOCK_ROWS = 64  # a block of GPT-2's logits is 13 MB in float32
 
 
 def linear_cross_entropy_forward(
-    x: Array, w: Array, targets: Array, dw: Gradient | None = None, dloss: Any = 1.0
+    x: Array,
+    w: Array | QuantTensor,
+    targets: Array,
+    dw: MaybeGradient = None,
+    dloss: Any = 1.0,
 ) -> tuple[Array, Saved]:
     """loss = cross_entropy(x wᵀ, targets). x (..., C), w (V, C), targets (...) integer, -1 ignored.
 
     With `dw` (V, C) given, dw += dloss · ∂loss/∂w, and dx is taken along for the backward to
-    return. Raises ValueError for a target outside the vocabulary.
+    return; with FROZEN dx alone. Raises ValueError for a target outside the vocabulary.
     """
     check_targets(targets, w.shape[0])
     x_rows, target_rows = x.reshape(-1, x.shape[-1]), targets.reshape(-1)  # (N, C), (N,)
     counted = target_rows != IGNORED  # (N,)
     n = max(int(counted.sum()), 1)
-    loss = np.zeros((), np.result_type(x, w))  # ()
-    dw = None if dw is None else cleared(dw)
+    loss = np.zeros((), x.dtype)  # ()
     dx_rows = None if dw is None else np.empty_like(x_rows)  # (N, C)
+    dw = cleared(wanted(dw))
+    w = w.dequantize() if isinstance(w, QuantTensor) else w
 
     for start in range(0, len(x_rows), BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)  # R rows
@@ -47,9 +53,10 @@ def linear_cross_entropy_forward(
         logits = x_rows[rows] @ w.T  # (R, V)
         block_loss, logits_saved = cross_entropy_forward(logits, target_rows[rows])
         loss += share * block_loss
-        if dw is not None and dx_rows is not None:
+        if dx_rows is not None:
             dlogits = cross_entropy_backward(dloss * share, logits_saved)  # (R, V)
-            dw += dlogits.T @ x_rows[rows]  # (V, C)
+            if dw is not None:
+                dw += dlogits.T @ x_rows[rows]  # (V, C)
             dx_rows[rows] = dlogits @ w  # (R, C)
 
     dx = None if dx_rows is None else dx_rows.reshape(x.shape)  # (..., C)

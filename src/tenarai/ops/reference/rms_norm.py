@@ -14,6 +14,7 @@ Zhang and Sennrich, "Root mean square layer normalization" (2019).
 
 import numpy as np
 
+from ..gradient import MaybeGradient, cleared, wanted
 from .common import Array, Saved, place
 
 
@@ -31,7 +32,7 @@ def rms_norm_forward(
 def rms_norm_backward(
     dy: Array,
     saved: Saved,
-    dw: Array,
+    dw: MaybeGradient,
     dresidual: Array | None = None,
     *,
     out: Array | None = None,
@@ -39,7 +40,9 @@ def rms_norm_backward(
     """dx = r (g - x̂ mean(g x̂)) + dresidual, g = dy w; dw += Σ dy x̂. dy, dx (..., C), dw (C,)."""
     x, w, rrms = saved
     normed = x * rrms  # (..., C), recomputed
-    dw += (dy * normed).sum(axis=tuple(range(x.ndim - 1)))  # (C,)
+    dw = cleared(wanted(dw))
+    if dw is not None:
+        dw += (dy * normed).sum(axis=tuple(range(x.ndim - 1)))  # (C,)
     dnormed = dy * w  # (..., C)
     along_normed = (dnormed * normed).mean(axis=-1, keepdims=True)  # (..., 1)
     dx = rrms * (dnormed - normed * along_normed)  # (..., C)

@@ -1,0 +1,170 @@
+"""Low-rank adapters over frozen weights (LoRA), for any ops: what fine-tuning adds to them.
+
+    y = x Wᵀ + s (d(x) Aᵀ) Bᵀ + b + residual        W (O, I) frozen, float32 or quantised
+                                                     A (r, I), B (O, r) trained, d dropout
+
+With h = d(x) Aᵀ and z = s h, both (..., r),
+
+    ∂loss/∂B = Σ_rows dy zᵀ        dz = dy B
+    ∂loss/∂A = Σ_rows dh d(x)ᵀ     dh = s dz
+    dx = dy W + d(dh A)            the same mask d, for dropout is a product with it
+
+Saved: x and z. d(x) is drawn again in the backward: random numbers are counted, so the mask is
+the same, and a second x need not be kept. W is read twice, in the forward and for dx, and has no
+gradient; a quantised W is expanded a few rows at a time, never whole.
+
+Source: Hu and others, "LoRA: Low-rank adaptation of large language models" (2021); over a
+quantised W, Dettmers and others, "QLoRA" (2023).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..quant import QuantTensor
+from .gradient import FROZEN, Gradient
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class LoraWeight:
+    """W + s B A, where a weight of a linear layer may stand. `site` tells its dropout from others'.
+
+    Raises ValueError where the shapes do not fit together.
+    """
+
+    base: Array | QuantTensor  # (O, I)
+    a: Array  # (r, I)
+    b: Array  # (O, r)
+    scale: float
+    dropout: float = 0.0
+    site: int = 0
+
+    def __post_init__(self) -> None:
+        O, I = self.base.shape
+        r = len(self.a)
+        if self.a.shape != (r, I) or self.b.shape != (O, r):
+            raise ValueError(
+                f"an adapter of shapes {self.a.shape} and {self.b.shape} for a weight {(O, I)}"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.base.shape[0], self.base.shape[1]
+
+    def merged(self) -> Array:
+        """W + s B A, expanded: (O, I) float32."""
+        w = self.base.dequantize() if isinstance(self.base, QuantTensor) else self.base
+        return (w + np.float32(self.scale) * (self.b @ self.a)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class LoraGradient:
+    """Where the gradients of A and B go."""
+
+    a: Gradient
+    b: Gradient
+
+
+class _Saved(NamedTuple):
+    w: LoraWeight
+    x: Array
+    base: Any  # what the product with W saved
+    of_a: Any  # with A; None where x was dropped from, and is to be so again
+    of_b: Any  # with B
+    mask: tuple | None  # p, seed, counter
+    dropped: Any  # what the dropout saved
+
+
+class _SavedGelu(NamedTuple):
+    linear: _Saved
+    gelu: Any
+
+
+class Tuning:
+    """`below`, ops of any kind, which take LoraWeights too. Everything else is theirs.
+
+    seed: of this pass's dropout; None draws no masks. documents: (B, T) int32, which document of
+    a packed row each place belongs to: attention stays within it; None for one a row. dloss: what
+    the loss counts in the step.
+    """
+
+    def __init__(self, below: Any):
+        self.below = below
+        self.seed: int | None = None
+        self.documents: Array | None = None
+        self.dloss = 1.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.below, name)
+
+    @property
+    def arena(self) -> Any:
+        return getattr(self.below, "arena", None)
+
+    @arena.setter
+    def arena(self, arena: Any) -> None:  # what is recorded goes into another (replay.py)
+        self.below.arena = arena
+
+    # Linear layers
+
+    def linear_forward(self, x, w, b=None, residual=None, *, out=None):
+        if not isinstance(w, LoraWeight):
+            return self.below.linear_forward(x, w, b, residual, out=out)
+        ops = self.below
+        y, base = ops.linear_forward(x, w.base, b, residual, out=out)  # (..., O)
+        mask = None
+        if w.dropout and self.seed is not None:
+            mask = (w.dropout, self.seed, w.site << 40)
+        z, of_a, dropped = self._down(x, w, mask)  # (..., r)
+        z, _ = ops.scale_forward(z, w.scale, out=z)
+        y, of_b = ops.linear_forward(z, w.b, None, y, out=y)
+        return y, _Saved(w, x, base, None if mask else of_a, of_b, mask, dropped)
+
+    def linear_backward(self, dy, saved, dw, db=None, *, out=None):
+        if not isinstance(saved, _Saved):
+            return self.below.linear_backward(dy, saved, dw, db, out=out)
+        ops, w, of_a = self.below, saved.w, saved.of_a
+        dz = ops.linear_backward(dy, saved.of_b, dw.b)  # (..., r)
+        dh, _ = ops.scale_forward(dz, w.scale, out=dz)
+        if saved.mask:  # d(x) once more
+            _, of_a, _ = self._down(saved.x, w, saved.mask)
+        part = ops.linear_backward(dh, of_a, dw.a)  # (..., I)
+        del of_a
+        if saved.mask:
+            part = ops.dropout_backward(part, saved.dropped, out=part)
+        dx = ops.linear_backward(dy, saved.base, FROZEN, db, out=out)
+        return ops.residual_forward(dx, part, out=dx)[0]
+
+    def gelu_linear_forward(self, x, w, b=None, residual=None, *, approximate="tanh", out=None):
+        if not isinstance(w, LoraWeight):
+            how = {"approximate": approximate, "out": out}
+            return self.below.gelu_linear_forward(x, w, b, residual, **how)
+        a, gelu = self.below.gelu_forward(x, approximate=approximate)
+        y, linear = self.linear_forward(a, w, b, residual, out=out)
+        return y, _SavedGelu(linear, gelu)
+
+    def gelu_linear_backward(self, dy, saved, dw, db=None, *, out=None):
+        if not isinstance(saved, _SavedGelu):
+            return self.below.gelu_linear_backward(dy, saved, dw, db, out=out)
+        da = self.linear_backward(dy, saved.linear, dw, db)
+        return self.below.gelu_backward(da, saved.gelu, out=out)
+
+    def _down(self, x: Array, w: LoraWeight, mask: tuple | None) -> tuple[Array, Any, Any]:
+        """h = d(x) Aᵀ, and what the product and the dropout saved."""
+        x, dropped = self.below.dropout_forward(x, *mask) if mask else (x, None)
+        return (*self.below.linear_forward(x, w.a), dropped)
+
+    # Attention, loss
+
+    def attention_forward(self, q, k, v, **options):
+        if self.documents is not None:
+            options["documents"] = self.documents
+        return self.below.attention_forward(q, k, v, **options)
+
+    def linear_cross_entropy_forward(self, x, w, targets, dw=None, dloss=1.0):
+        return self.below.linear_cross_entropy_forward(x, w, targets, dw, dloss * self.dloss)
