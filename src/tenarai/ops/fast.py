@@ -15,7 +15,7 @@ from ..errors import TenaraiError
 from ..quant import Format, QuantTensor
 from .arena import Arena
 from .attention_options import AttentionOptions
-from .gradient import FROZEN, Unwritten, cleared, wanted
+from .gradient import Unwritten, cleared, wanted
 
 try:
     from .. import _kernels
@@ -354,7 +354,7 @@ class Fast:
         dx = self.empty_like(x) if dw is not None else None
         step = max(1, min(len(rows), LOGITS_BYTES // (4 * V) // 64 * 64))
         logits = self._new(step, V)
-        chosen = _Chosen(self, targets, step, C) if dw is FROZEN else None
+        chosen = _Chosen(self, targets, step, C) if wanted(dw) is None else None
         dw = wanted(dw)
         if isinstance(dw, Unwritten) and not len(rows):
             dw = cleared(dw)
@@ -417,13 +417,15 @@ class _Chosen:
         self._x, self._dx = ops._new(step, C), ops._new(step, C)
 
     def blocks(self, rows, drows):
-        if self._ops.arena.dry:
-            yield slice(0, self._step), self._x, self._dx
+        if self._ops.arena.dry or len(self._at) == len(rows):
+            yield from _blocks(rows, drows, self._step)
             return
-        drows[...] = 0
+        if drows is not None:
+            drows[...] = 0
         for i in range(0, len(self._at), self._step):
             at = self._at[i : i + self._step]
             x, dx = self._x[: len(at)], self._dx[: len(at)]
             np.take(rows, at, axis=0, out=x)
-            yield at, x, dx
-            drows[at] = dx
+            yield at, x, None if drows is None else dx
+            if drows is not None:
+                drows[at] = dx
