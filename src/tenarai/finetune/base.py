@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -101,10 +102,10 @@ def _floats(model: AnyModel, weights: Any) -> Weights:
     return full
 
 
-def packs(model: AnyModel) -> bool:
+def packs(model: AnyModel, ops: Any) -> bool:
     """Whether rows of several examples can be told apart: GPT-2's places are learned from the row's
     start."""
-    return isinstance(model, Llama)
+    return isinstance(model, Llama) and "options" in signature(ops.attention_forward).parameters
 
 
 def bytes_of(weights: Mapping[str, Any]) -> int:

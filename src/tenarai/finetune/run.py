@@ -146,8 +146,9 @@ def _build(
     longest = settings.model.context + 1
     encode = Encoder(base.tokenizer, template, longest, settings.data.truncate)
     sets = read_sets(about["data"], settings, encode)
-    settings, loaders = _loaders(settings, sets, subject)
-    ops = Tuning(Fast(settings.run.threads or None, arena=Arena(), activations="float32"))
+    fast = Fast(settings.run.threads or None, arena=Arena(), activations="float32")
+    settings, loaders = _loaders(settings, sets, subject, fast)
+    ops = Tuning(fast)
     report.say(_what(about, settings, subject, sets, loaders, ops))
     state = TuningState(
         model=subject.model, params=subject.trained,
@@ -179,10 +180,10 @@ def _template(base: Model) -> ChatTemplate | None:
 
 
 def _loaders(
-    settings: Settings, sets: Sets, subject: Tuned
+    settings: Settings, sets: Sets, subject: Tuned, ops: Any
 ) -> tuple[Settings, tuple[PackedLoader, PackedLoader]]:
     """Of rows as long as they need be, and the steps that so many epochs are."""
-    pack, batch = settings.data.pack and packs(subject.model), settings.optimiser.batch
+    pack, batch = settings.data.pack and packs(subject.model, ops), settings.optimiser.batch
     longest = max(e.places for e in (*sets.train, *sets.val))
     T = settings.model.context if pack else min(settings.model.context, -(-longest // 32) * 32)
     train = PackedLoader(sets.train, batch, T, settings.run.seed, pack=pack)

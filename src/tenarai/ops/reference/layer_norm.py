@@ -21,6 +21,8 @@ is recomputed from them by one subtraction and one product.
 saves a pass over memory. Source: Ba, Kiros and Hinton, "Layer normalization" (2016).
 """
 
+import numpy as np
+
 from ..gradient import MaybeGradient, cleared, wanted
 from .common import Array, Saved, place
 
