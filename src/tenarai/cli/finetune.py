@@ -43,7 +43,10 @@ def _setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
     from .train import toml_value
 
     for row in reversed(all_settings()):
-        name, text = row.flag or row.name.replace("_", "-"), f"{row.help}  [{toml_value(row.default)}]"
+        name, text = (
+            row.flag or row.name.replace("_", "-"),
+            f"{row.help}  [{toml_value(row.default)}]",
+        )
         key, group = row.key.replace(".", "__"), GROUPS[row.section]
         if row.type is bool:
             flag: Any = {"default": None}
@@ -59,7 +62,8 @@ def _setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command(cls=GroupedCommand, epilog=EXAMPLES)
 @click.argument("data", metavar="[DATA]", required=False)
 @option("The run", "-m", "--model", metavar="MODEL",
-        help="A GGUF file, a name that `tenarai pull` knows, a Hugging Face folder, a checkpoint.")  # fmt: skip
+        help="A GGUF file, a name that `tenarai pull` knows, a Hugging Face folder, or a "
+             "checkpoint.")  # fmt: skip
 @option("The run", "--out", metavar="DIR", help="The run's folder (runs/finetune-DATE by default).")
 @option("The run", "--resume", is_flag=True, help="Go on with the run in --out, or the newest.")
 @option("The run", "--json", "as_json", is_flag=True, help="Print one JSON document at the end.")

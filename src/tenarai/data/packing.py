@@ -1,8 +1,8 @@
 """Examples of any length in batches of rows: several in a row, each attending to itself alone.
 
-Each epoch has its own order, drawn from the seed. In that order each example goes into the first of
-some open rows that has room, or opens one. What is left of a row is padding: no target there counts.
-The place in the stream is two numbers, the epoch and the batch in it, as in loader.py.
+Each epoch has its own order, drawn from the seed. In that order each example goes into the first
+of some open rows that has room, or opens one. What is left of a row is padding: no target there
+counts. The place in the stream is two numbers, the epoch and the batch in it, as in loader.py.
 """
 
 from __future__ import annotations

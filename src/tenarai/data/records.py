@@ -57,9 +57,7 @@ def read_records(path: str | PathLike[str], pairs: bool = False) -> list[Record]
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     records = [
-        _record(line, f"{path}, line {n}", pairs)
-        for n, line in enumerate(lines, 1)
-        if line.strip()
+        _record(line, f"{path}, line {n}", pairs) for n, line in enumerate(lines, 1) if line.strip()
     ]
     if not records:
         raise DataError(f"{path}: is empty: give one JSON object a line")
@@ -78,7 +76,9 @@ def _record(line: str, where: str, pairs: bool) -> Record:
     if pairs:
         return _pair(found, where)
     if "chosen" in found and "rejected" in found:
-        raise DataError(f"{where}: holds a chosen and a rejected answer: learn from them with --dpo")
+        raise DataError(
+            f"{where}: holds a chosen and a rejected answer: learn from them with --dpo"
+        )
     return _example(found, where)
 
 
@@ -122,7 +122,9 @@ def _pair(found: Mapping[str, Any], where: str) -> Record:
         answers.append(_messages([*before, *turns], where, name))
     chosen, rejected = answers
     if chosen == rejected:
-        raise DataError(f"{where}: the chosen and the rejected answer are the same: remove the line")
+        raise DataError(
+            f"{where}: the chosen and the rejected answer are the same: remove the line"
+        )
     return Record(where, chosen, rejected=rejected, plain=isinstance(found.get("prompt"), str))
 
 

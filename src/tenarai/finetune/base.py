@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,8 @@ from tenarai.models.families import AnyModel
 from tenarai.models.gpt2 import GPT2, Dropout
 from tenarai.models.llama import Llama
 from tenarai.models.lora import (
-    AdapterGradients,
     Adapted,
+    AdapterGradients,
     LoraConfig,
     adapter_table,
     chosen_layers,
@@ -102,10 +101,10 @@ def _floats(model: AnyModel, weights: Any) -> Weights:
     return full
 
 
-def packs(model: AnyModel, ops: Any) -> bool:
-    """Whether rows of several examples can be told apart: GPT-2's places are learned from the row's
-    start."""
-    return isinstance(model, Llama) and "options" in signature(ops.attention_forward).parameters
+def packs(model: AnyModel) -> bool:
+    """Whether an example is the same anywhere in a row: GPT-2's places are learned from its start,
+    RoPE's are relative."""
+    return isinstance(model, Llama)
 
 
 def bytes_of(weights: Mapping[str, Any]) -> int:

@@ -39,7 +39,7 @@ from tenarai.train.report import Report, duration
 
 from .base import Tuned, bytes_of, packs, tuned
 from .examples import Encoder
-from .settings import Settings, resolve, to_toml
+from .settings import CONTEXT, Settings, resolve, to_toml
 from .sources import Sets, read_sets
 from .state import TuningState
 from .tuner import Tuner
@@ -133,11 +133,7 @@ def _build(
 ) -> tuple[Tuner, int]:
     process = memory.resident()
     base = load(model_path(about["model"]))
-    if settings.model.context > base.config.context:
-        raise TenaraiError(
-            f"{about['model']}: takes {base.config.context} tokens, model.context is "
-            f"{settings.model.context}: lower --context"
-        )
+    settings = _with_context(settings, base, about["model"])
     if base.tokenizer is None:
         raise TenaraiError(f"{about['model']}: no tokenizer lies beside this model, to read text")
     lora = settings.lora.config if settings.lora.rank else None
@@ -146,9 +142,8 @@ def _build(
     longest = settings.model.context + 1
     encode = Encoder(base.tokenizer, template, longest, settings.data.truncate)
     sets = read_sets(about["data"], settings, encode)
-    fast = Fast(settings.run.threads or None, arena=Arena(), activations="float32")
-    settings, loaders = _loaders(settings, sets, subject, fast)
-    ops = Tuning(fast)
+    settings, loaders = _loaders(settings, sets, subject)
+    ops = Tuning(Fast(settings.run.threads or None, arena=Arena(), activations="float32"))
     report.say(_what(about, settings, subject, sets, loaders, ops))
     state = TuningState(
         model=subject.model, params=subject.trained,
@@ -171,6 +166,16 @@ def _build(
     return tuner, said
 
 
+def _with_context(settings: Settings, base: Model, name: str) -> Settings:
+    asked, most = settings.model.context, base.config.context
+    if asked > most:
+        raise TenaraiError(
+            f"{name}: takes {most} tokens, model.context is {asked}: lower --context"
+        )
+    context = asked or min(most, CONTEXT)
+    return dataclasses.replace(settings, model=dataclasses.replace(settings.model, context=context))
+
+
 def _template(base: Model) -> ChatTemplate | None:
     assert base.tokenizer is not None
     try:
@@ -180,10 +185,10 @@ def _template(base: Model) -> ChatTemplate | None:
 
 
 def _loaders(
-    settings: Settings, sets: Sets, subject: Tuned, ops: Any
+    settings: Settings, sets: Sets, subject: Tuned
 ) -> tuple[Settings, tuple[PackedLoader, PackedLoader]]:
     """Of rows as long as they need be, and the steps that so many epochs are."""
-    pack, batch = settings.data.pack and packs(subject.model, ops), settings.optimiser.batch
+    pack, batch = settings.data.pack and packs(subject.model), settings.optimiser.batch
     longest = max(e.places for e in (*sets.train, *sets.val))
     T = settings.model.context if pack else min(settings.model.context, -(-longest // 32) * 32)
     train = PackedLoader(sets.train, batch, T, settings.run.seed, pack=pack)

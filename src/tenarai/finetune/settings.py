@@ -1,6 +1,7 @@
-"""The settings of fine-tuning: declared as training's are (config/settings.py), with other defaults.
+"""The settings of fine-tuning, declared as training's are (config/settings.py).
 
-Values come from the defaults and the flags. What a run began with stands in its folder, and goes on.
+Values come from the defaults and the flags. Those of a run stand in its folder, and it goes
+on with them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tenarai.config.settings import setting, typed
 from tenarai.errors import TenaraiError
 from tenarai.models.lora import LoraConfig
 
+CONTEXT = 512  # the longest row where nobody asked for another
 FULL_LR = 2e-5  # the default where every weight is tuned
 
 
@@ -49,7 +51,9 @@ class Lora:
 class Model:
     """What is held of the model."""
 
-    context: int = setting(512, "longest example, and length of a row, in tokens", low=2)
+    context: int = setting(
+        0, "longest example, and length of a row, in tokens; 0: as the model's, 512 at most", low=0
+    )
     recompute: bool = setting(
         False, "keep only each block's input and compute the rest again in the backward pass"
     )

@@ -39,9 +39,9 @@ def read_sets(source: PathName, settings: Settings, encode: Encoder) -> Sets:
         if data.val:
             val = _texts(data.val, encode)
         else:
-            cut = len(train) - max(1, round(len(train) * data.val_share))
-            train, val = train[:cut], train[cut:]
-        if not train or not val:
+            cut = len(train) - max(2, round(len(train) * data.val_share))
+            train, val = train[: max(0, cut)], train[max(0, cut) :]
+        if min(len(train), len(val)) < 2:
             raise DataError(f"{source}: is too short to learn from and to validate on")
         T = settings.model.context
         prompt = _first_words(encode, val)

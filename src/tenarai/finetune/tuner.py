@@ -1,7 +1,7 @@
 """The loop of fine-tuning: training's (train/loop.py), with what is another here.
 
-Losses and gradients are the tuned model's (base.py), samples answer a question before and after, and
-one validation set tells both apart.
+Losses and gradients are the tuned model's (base.py), and samples answer a question, before and
+after.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ GREEDY = Sampling(temperature=0.0)
 class Tuner(Trainer):
     """A run in progress. `settings` are finetune/settings.py's."""
 
+    settings: Any
     tuned: Tuned = field(kw_only=True)
     template: ChatTemplate | None = field(kw_only=True)  # for the prompt; None: it is a text
     before: str = field(default="", kw_only=True)  # the sample at step 0
@@ -62,7 +63,9 @@ class Tuner(Trainer):
 
     def _before_the_first(self) -> None:
         super()._before_the_first()
-        self.first_loss = next((r["val_loss"] for r in self.metrics.records if r["step"] == 0), None)
+        self.first_loss = next(
+            (r["val_loss"] for r in self.metrics.records if r["step"] == 0), None
+        )
         self.before = self.sample()
         asked = f"{self.prompt.strip()}\n---\n" if self.template is not None else ""
         self.report.say(f"--- before: a sample ---\n{asked}{self.before.strip()}\n---")

@@ -7,8 +7,8 @@ adapter_exchange.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from tenarai.ops.gradient import FROZEN, Gradient
 from tenarai.ops.lora import LoraGradient, LoraWeight
 from tenarai.quant import QuantTensor
 
-from .table import Fused, Param, Weight, Weights
+from .table import Fused, Param
 
 Array = np.ndarray
 A, B = ".lora_a", ".lora_b"
@@ -110,9 +110,7 @@ class Adapted(Mapping[str, Any]):
             if stem + A in adapter:
                 a, b = adapter[stem + A], adapter[stem + B]
                 scale = (scales or {}).get(p.name, config.scale)
-                self._weights[p.name] = LoraWeight(
-                    base[p.name], a, b, scale, config.dropout, site
-                )
+                self._weights[p.name] = LoraWeight(base[p.name], a, b, scale, config.dropout, site)
         self._scopes: dict[str, dict[str, Any]] = {}
 
     def __getitem__(self, name: str) -> Any:
@@ -165,7 +163,7 @@ class AdapterGradients(Mapping[str, Any]):
     `grads` has the adapter's, by its names.
     """
 
-    def __init__(self, grads: Mapping[str, Gradient], names: Sequence[str], prefix: str = ""):
+    def __init__(self, grads: Mapping[str, Gradient], names: Collection[str], prefix: str = ""):
         self._grads, self._names, self._prefix = grads, names, prefix
 
     def __getitem__(self, name: str) -> Any:

@@ -23,7 +23,6 @@ class Unwritten:
     array: Array
 
 
-
 class _Frozen:
     """There is one: FROZEN."""
 
@@ -51,4 +50,3 @@ def cleared(dw: Gradient | None) -> Array | None:
         dw.array[...] = 0
         return dw.array
     return dw
-

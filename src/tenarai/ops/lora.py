@@ -161,10 +161,10 @@ class Tuning:
 
     # Attention, loss
 
-    def attention_forward(self, q, k, v, **options):
+    def attention_forward(self, q, k, v, sinks=None, **named):
         if self.documents is not None:
-            options["documents"] = self.documents
-        return self.below.attention_forward(q, k, v, **options)
+            named["documents"] = self.documents
+        return self.below.attention_forward(q, k, v, sinks, **named)
 
     def linear_cross_entropy_forward(self, x, w, targets, dw=None, dloss=1.0):
         return self.below.linear_cross_entropy_forward(x, w, targets, dw, dloss * self.dloss)
