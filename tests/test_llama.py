@@ -1,5 +1,6 @@
 """The Llama family: against `transformers`, gradients by the complex step, decoding."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -8,10 +9,13 @@ import pytest
 import tenarai
 from complex_step import gradient_errors
 from tenarai.api import Model
+from tenarai.config import Optimiser
+from tenarai.models import exchange
 from tenarai.models.llama import Llama, LlamaConfig
 from tenarai.models.rope import Rope
 from tenarai.models.table import Weights
 from tenarai.ops import reference
+from tenarai.train.optim import AdamW
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -150,6 +154,37 @@ def test_loss_and_every_gradient(saved, ops):
     for name, g in expected.items():
         assert grads[name].dtype == np.float32 and grads[name].shape == g.shape, name
         assert relative(grads[name], g) < 1e-4, name
+
+
+def test_two_steps_of_training(saved, ops):
+    """AdamW from the same weights: what it takes away is what PyTorch's takes. eps keeps elements
+    whose gradient is rounding noise from moving by the whole learning rate."""
+    peer, folder = saved
+    peer = copy.deepcopy(peer)
+    tokens, targets = batch()
+    model = tenarai.load(folder, ops=ops)
+    how = Optimiser(lr=0.01, beta1=0.9, beta2=0.95, eps=1e-3, weight_decay=0.1)
+    parts = [[p for p in peer.parameters() if (p.ndim > 1) == matrix] for matrix in (True, False)]
+    theirs = torch.optim.AdamW(
+        [{"params": parts[0]}, {"params": parts[1], "weight_decay": 0.0}],
+        lr=how.lr, betas=(how.beta1, how.beta2), eps=how.eps, weight_decay=how.weight_decay,
+    )  # fmt: skip
+    before = {n: p.detach().numpy().copy() for n, p in peer.named_parameters()}
+    ours = AdamW(model.params.table, how)
+    start = exchange.in_hugging_face_layout(model.params, model.model)
+    start = {name: value.copy() for name, value in start.items()}
+    for step in (1, 2):
+        peer_grads(peer, tokens, targets)
+        theirs.step()
+        _, grads = loss_and_grads(
+            model.ops, model.model, model.params, tokens.astype(np.int32),
+            np.where(targets < 0, -1, targets).astype(np.int32),
+        )  # fmt: skip
+        ours.step(model.ops, model.params, grads, lr=how.lr, step=step, grad_scale=1.0)
+    after = exchange.in_hugging_face_layout(model.params, model.model)
+    for name, p in peer.named_parameters():
+        moved = p.detach().numpy() - before[name]
+        assert relative(after[name] - start[name], moved) < 1e-3, name
 
 
 def test_written_again_it_is_the_same_model(saved, tmp_path):
