@@ -179,7 +179,7 @@ void rope(Machine& self, OutView y, InView x, In cos, In sin, MaybeIds places, b
   });
 }
 
-double cross_entropy(Machine& self, Out logits, Ids targets, float scale) {
+double cross_entropy(Machine& self, Out logits, Ids targets, float scale, float z_loss) {
   const int64_t V = last(logits, "logits"), M = V ? size(logits) / V : 0;
   expect(size(targets), M, "size of targets");
   const int32_t* t = targets.data();
@@ -187,7 +187,7 @@ double cross_entropy(Machine& self, Out logits, Ids targets, float scale) {
     if (t[i] < -1 || t[i] >= V)  // -1 is ignored
       fail("target " + std::to_string(t[i]) + " at place " + std::to_string(i) +
            " is outside the vocabulary of " + std::to_string(V));
-  return self.k.cross_entropy(self.pool, logits.data(), t, M, V, scale);
+  return self.k.cross_entropy(self.pool, logits.data(), t, M, V, scale, z_loss);
 }
 void dropout(Machine& self, Out y, In x, uint32_t threshold, float scale, uint64_t seed,
              uint64_t counter) {
@@ -275,7 +275,8 @@ NB_MODULE(_kernels, m) {
            a("tokens"), "start"_a, Release())
       .def("rope", &rope, a("y"), a("x"), a("cos"), a("sin"), maybe("positions"), "adjacent"_a,
            "backward"_a, Release())
-      .def("cross_entropy", &cross_entropy, a("logits"), a("targets"), "scale"_a, Release())
+      .def("cross_entropy", &cross_entropy, a("logits"), a("targets"), "scale"_a, "z_loss"_a,
+           Release())
       .def("dropout", &dropout, a("y"), a("x"), "threshold"_a, "scale"_a, "seed"_a, "counter"_a,
            Release())
       .def("adamw_step", &adamw_step, a("p"), a("g"), a("m"), a("v"), "lr"_a, "beta1"_a, "beta2"_a,

@@ -160,10 +160,12 @@ void cache_attention(Pool&, const CacheStore&, float* y, const float* q, Strides
                      const CacheRows&, int64_t H, int64_t window, float scale);
 
 // cross_entropy.cc. Rows of logits (M, V) against targets (M), negative ones ignored. Returns the
-// sum of the losses of the rows that count. Where `scale` is not 0, logits become their own
-// gradient, scale · (softmax − onehot), zero in ignored rows; where it is 0 they are only read.
+// sum of the losses of the rows that count, each ℓ − logit of the target + z_loss · ℓ², where ℓ is
+// the log of the sum of exponentials. Where `scale` is not 0, logits become their own gradient,
+// scale · ((1 + 2 z_loss ℓ) softmax − onehot), zero in ignored rows; where it is 0 they are only
+// read.
 double cross_entropy(Pool&, float* logits, const int32_t* targets, int64_t M, int64_t V,
-                     float scale);
+                     float scale, float z_loss);
 
 // dropout.cc. y[i] = x[i] · scale where the counted random number (seed, counter + i) is at least
 // threshold, else 0. y may be x.

@@ -311,46 +311,50 @@ def _targets(name: str, lead: tuple[int, ...], V: int, ignored: float) -> Array:
     return np.where(rng.random(lead) < ignored, -1, targets).astype(np.int32)
 
 
-def _torch_cross_entropy(logits: Any, targets: Array) -> Any:
+def _torch_cross_entropy(logits: Any, targets: Array, z_loss: float) -> Any:
     import torch
 
     rows = torch.from_numpy(targets.reshape(-1).astype(np.int64))
     if (targets < 0).all():
         return logits.sum() * 0  # PyTorch's mean over nothing is nan
     flat = logits.reshape(-1, logits.shape[-1])
-    return torch.nn.functional.cross_entropy(flat, rows, ignore_index=-1)
+    lse = torch.logsumexp(flat, dim=-1)[rows >= 0]
+    loss = torch.nn.functional.cross_entropy(flat, rows, ignore_index=-1)
+    return loss + z_loss * (lse**2).mean()
 
 
-def cross_entropy(lead: tuple[int, ...], V: int, ignored: float) -> Case:
-    name = f"cross_entropy-{lead}-{V}-ignored-{ignored}"
+def cross_entropy(lead: tuple[int, ...], V: int, ignored: float, z_loss: float = 0.0) -> Case:
+    name = f"cross_entropy-{lead}-{V}-ignored-{ignored}-z-{z_loss}"
     targets = _targets(name, lead, V, ignored)
     return Case(
         name,
         _normal(name, logits=(*lead, V)),
-        lambda ops, x: ops.cross_entropy_forward(x["logits"], targets),
+        lambda ops, x: ops.cross_entropy_forward(x["logits"], targets, z_loss=z_loss),
         lambda ops, dy, saved, grads, **out: {
             "logits": ops.cross_entropy_backward(dy, saved, **out)
         },
-        lambda x: _torch_cross_entropy(x["logits"], targets),
+        lambda x: _torch_cross_entropy(x["logits"], targets, z_loss),
         backward_out=("logits",),
     )
 
 
-def linear_cross_entropy(lead: tuple[int, ...], C: int, V: int, ignored: float) -> Case:
-    name = f"linear_cross_entropy-{lead}-{C}-{V}-ignored-{ignored}"
+def linear_cross_entropy(
+    lead: tuple[int, ...], C: int, V: int, ignored: float, z_loss: float = 0.0
+) -> Case:
+    name = f"linear_cross_entropy-{lead}-{C}-{V}-ignored-{ignored}-z-{z_loss}"
     targets = _targets(name, lead, V, ignored)
 
     def forward(ops: Any, x: Arrays) -> tuple[Any, Any]:
-        loss, _ = ops.linear_cross_entropy_forward(x["x"], x["w"], targets)
+        loss, _ = ops.linear_cross_entropy_forward(x["x"], x["w"], targets, z_loss=z_loss)
         return loss, (x["x"], x["w"])
 
     def backward(ops: Any, dloss: Any, saved: Any, grads: Arrays) -> Arrays:
         x, w = saved
-        _, saved = ops.linear_cross_entropy_forward(x, w, targets, grads["w"], dloss)
+        _, saved = ops.linear_cross_entropy_forward(x, w, targets, grads["w"], dloss, z_loss=z_loss)
         return {"x": ops.linear_cross_entropy_backward(saved)}
 
     def torch_forward(x: dict[str, Any]) -> Any:
-        return _torch_cross_entropy(x["x"] @ x["w"].T, targets)
+        return _torch_cross_entropy(x["x"] @ x["w"].T, targets, z_loss)
 
     inputs = _normal(name, x=(*lead, C), w=(V, C))
     return Case(name, inputs, forward, backward, torch_forward, ("w",))
@@ -386,4 +390,5 @@ def small_cases() -> list[Case]:
     # 150 rows are two blocks of 64 and a part.
     cases += [linear_cross_entropy((3, 50), 5, 11, ignored) for ignored in (0.0, 0.5, 1.0)]
     cases += [linear_cross_entropy((2, 1), 13, 7, 0.0)]
+    cases += [cross_entropy((2, 7), 11, 0.3, 0.7), linear_cross_entropy((3, 50), 5, 11, 0.3, 0.7)]
     return cases + linear_attention_cases()

@@ -85,6 +85,7 @@ def short_cases() -> list[Case]:
         cases += [op_cases.attention(1, n, n + 70, 2, 1, 4, True, window=2 + n // 2)]
         cases += [op_cases.cross_entropy((3,), n + 1, 0.3)]
         cases += [op_cases.linear_cross_entropy((4,), n, n + 1, 0.3)]
+        cases += [op_cases.linear_cross_entropy((4,), n, n + 1, 0.3, 0.2)]
     return cases
 
 

@@ -134,8 +134,9 @@ def embedding_that_forgets_repeats(dx: Array, saved: Any, grads: Arrays) -> Arra
 
 
 def cross_entropy_over_all_rows(dloss: Any, saved: Any, grads: Arrays) -> Arrays:
-    logits, targets, lse, _ = saved
-    return {"logits": reference.cross_entropy_backward(dloss, (logits, targets, lse, targets.size))}
+    logits, targets, lse, _, z_loss = saved
+    everywhere = (logits, targets, lse, targets.size, z_loss)
+    return {"logits": reference.cross_entropy_backward(dloss, everywhere)}
 
 
 def gelu_of_the_other_form(dy: Array, saved: Any, grads: Arrays) -> Arrays:

@@ -100,7 +100,7 @@ void test_linear_threads(const Kernels& k) {
          "linear: bits on one thread and three", y1[0], y3[0]);
 }
 
-void test_cross_entropy(const Kernels& k, Pool& pool, int64_t M, int64_t V, float scale) {
+void test_cross_entropy(const Kernels& k, Pool& pool, int64_t M, int64_t V, float scale, float z) {
   Array logits(M * V);
   for (int64_t i = 0; i < M * V; ++i) logits[i] *= 20;
   std::vector<int32_t> targets(static_cast<size_t>(M));
@@ -112,26 +112,29 @@ void test_cross_entropy(const Kernels& k, Pool& pool, int64_t M, int64_t V, floa
     const int32_t target = targets[static_cast<size_t>(m)];
     double total = 0;
     for (int64_t v = 0; v < V; ++v) total += std::exp(static_cast<double>(logits[m * V + v]));
-    if (target >= 0) loss += std::log(total) - logits[m * V + target];
+    const double lse = std::log(total);
+    if (target >= 0) loss += lse - logits[m * V + target] + z * lse * lse;
     for (int64_t v = 0; scale != 0 && v < V; ++v)
       want[static_cast<size_t>(m * V + v)] =
-          target < 0
-              ? 0
-              : scale * (std::exp(static_cast<double>(logits[m * V + v])) / total - (v == target));
+          target < 0 ? 0
+                     : scale * (std::exp(static_cast<double>(logits[m * V + v])) / total *
+                                    (1 + 2 * z * lse) -
+                                (v == target));
   }
-  const double got = k.cross_entropy(pool, logits.data(), targets.data(), M, V, scale);
+  const double got = k.cross_entropy(pool, logits.data(), targets.data(), M, V, scale, z);
   expect(std::fabs(got - loss) <= 1e-6 * (1 + loss), k.isa, "cross_entropy: loss", got, loss);
   expect_near(k.isa, "cross_entropy: gradient", logits, want, 1e-6);
 }
 
 void test_cross_entropy(const Kernels& k, Pool& pool) {
   for (int64_t V = 1; V <= 2 * k.vector_bytes / 4 + 1; ++V)
-    for (const float scale : {0.0f, 0.25f}) test_cross_entropy(k, pool, 5, V, scale);
-  test_cross_entropy(k, pool, 7, 1003, 1.0f);
+    for (const float scale : {0.0f, 0.25f})
+      for (const float z : {0.0f, 0.01f}) test_cross_entropy(k, pool, 5, V, scale, z);
+  test_cross_entropy(k, pool, 7, 1003, 1.0f, 0.001f);
   Array logits(40);
   const int32_t target = 0;
   logits[39] = NAN;  // in the tail
-  const double loss = k.cross_entropy(pool, logits.data(), &target, 1, 40, 0);
+  const double loss = k.cross_entropy(pool, logits.data(), &target, 1, 40, 0, 0);
   expect(std::isnan(loss), k.isa, "cross_entropy: loss of a row with NaN", loss, NAN);
 }
 

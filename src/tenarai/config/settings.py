@@ -117,6 +117,11 @@ class Optimiser:
     beta2: float = setting(0.99, "decay of the second moment", low=0, below=1)
     eps: float = setting(1e-8, "added to the root of the second moment", low=0)
     weight_decay: float = setting(0.1, "decay of the matrices, a step and learning rate", low=0)
+    z_loss: float = setting(
+        0.0,
+        "weight of (log Z)² in the loss: it keeps the logits from drifting; 1e-4 is usual",
+        low=0,
+    )
     clip: float = setting(1.0, "longest gradient (global norm) that is used whole; 0: any", low=0)
 
 

@@ -70,10 +70,12 @@ class GPT2:
 
     With `recompute`, a block keeps only its input and runs forward again in the backward:
     about 10 numbers a channel, token and layer fewer to hold, a third more to compute.
+    `z_loss` is the weight of (log Z)² in a step of training (ops/reference/cross_entropy.py).
     """
 
     config: GPT2Config
     recompute: bool = False
+    z_loss: float = 0.0
 
     def table(self) -> tuple[Param, ...]:
         """The weights. Projections into the residual stream begin smaller, by √(2L), so that the
@@ -140,7 +142,9 @@ class GPT2:
         """
         x, saved = self._hidden_forward(ops, params, tokens, grads is not None, dropout)
         dwte = None if grads is None else grads["wte.weight"]
-        loss, head = ops.linear_cross_entropy_forward(x, params["wte.weight"], targets, dwte)
+        loss, head = ops.linear_cross_entropy_forward(
+            x, params["wte.weight"], targets, dwte, z_loss=0.0 if grads is None else self.z_loss
+        )
         return loss, (saved, head)
 
     def backward(self, ops: Any, params: Any, saved: Any, grads: Any) -> None:

@@ -38,10 +38,12 @@ class Llama:
     """The model: a configuration, and what to trade. It holds no weights, only tables of angles.
 
     With `recompute`, a block keeps only its input and runs forward again in the backward.
+    `z_loss` is the weight of (log Z)² in a step of training (ops/reference/cross_entropy.py).
     """
 
     config: LlamaConfig
     recompute: bool = False
+    z_loss: float = 0.0
     _tables: dict[Rope, tuple[Array, Array]] = field(default_factory=dict, repr=False)
 
     def table(self) -> tuple[Param, ...]:
@@ -66,7 +68,10 @@ class Llama:
         """
         x, saved = self._hidden_forward(ops, params, tokens, grads is not None)
         dhead = None if grads is None else grads[self._head]
-        loss, head = ops.linear_cross_entropy_forward(x, params[self._head], targets, dhead)
+        z = 0.0 if grads is None else self.z_loss
+        loss, head = ops.linear_cross_entropy_forward(
+            x, params[self._head], targets, dhead, z_loss=z
+        )
         return loss, (saved, head)
 
     def backward(self, ops: Any, params: Any, saved: Any, grads: Any) -> None:

@@ -331,12 +331,12 @@ class Fast:
 
     # Loss
 
-    def cross_entropy_forward(self, logits, targets):
+    def cross_entropy_forward(self, logits, targets, *, z_loss=0.0):
         dlogits = self.empty_like(logits)  # the gradient at dloss = 1
         count = max(1, int(np.count_nonzero(targets >= 0)))
         if not self.arena.dry:
             dlogits[...] = logits
-        loss = self._run("cross_entropy", dlogits, targets, 1 / count)
+        loss = self._run("cross_entropy", dlogits, targets, 1 / count, z_loss)
         return loss / count, (dlogits,)
 
     def cross_entropy_backward(self, dloss, saved, *, out=None):
@@ -346,7 +346,7 @@ class Fast:
             np.multiply(dlogits, np.float32(dloss), out=dx)
         return dx
 
-    def linear_cross_entropy_forward(self, x, w, targets, dw=None, dloss=1.0):
+    def linear_cross_entropy_forward(self, x, w, targets, dw=None, dloss=1.0, *, z_loss=0.0):
         V, C = w.shape
         rows, targets = x.reshape(-1, C), targets.reshape(-1)  # (M, C), (M,)
         count = max(1, int(np.count_nonzero(targets >= 0)))
@@ -364,7 +364,7 @@ class Fast:
         for at, block, dblock in blocks:
             dlogits = logits[: len(block)]
             self._product(dlogits, block, w, None, None, "off")
-            loss += self._run("cross_entropy", dlogits, targets[at], scale)
+            loss += self._run("cross_entropy", dlogits, targets[at], scale, z_loss)
             if dblock is not None:
                 self.linear_backward(dlogits, (block, w, "off"), dw, out=dblock)
                 dw = dw.array if isinstance(dw, Unwritten) else dw

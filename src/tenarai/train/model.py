@@ -14,10 +14,10 @@ GEMMA_EVERY = 6  # every sixth layer of a Gemma 3 sees all
 GEMMA_LOCAL_THETA = 10000.0
 
 
-def model_of(m: Model, vocab_size: int) -> AnyModel:
+def model_of(m: Model, vocab_size: int, z_loss: float = 0.0) -> AnyModel:
     """The model that the settings describe, for a vocabulary of that size."""
     if m.family == "llama":
-        return Llama(_llama(m, vocab_size), recompute=m.recompute)
+        return Llama(_llama(m, vocab_size), recompute=m.recompute, z_loss=z_loss)
     config = GPT2Config(
         vocab_size=vocab_size,
         context=m.context,
@@ -28,7 +28,7 @@ def model_of(m: Model, vocab_size: int) -> AnyModel:
         gelu="none" if m.gelu == "exact" else m.gelu,
         dropout=m.dropout,
     )
-    return GPT2(config, recompute=m.recompute)
+    return GPT2(config, recompute=m.recompute, z_loss=z_loss)
 
 
 def _llama(m: Model, vocab_size: int) -> LlamaConfig:

@@ -32,8 +32,11 @@ def linear_cross_entropy_forward(
     targets: Array,
     dw: MaybeGradient = None,
     dloss: Any = 1.0,
+    *,
+    z_loss: float = 0.0,
 ) -> tuple[Array, Saved]:
-    """loss = cross_entropy(x wᵀ, targets). x (..., C), w (V, C), targets (...) integer, -1 ignored.
+    """loss = cross_entropy(x wᵀ, targets, z_loss). x (..., C), w (V, C), targets (...) integer,
+    -1 ignored.
 
     With `dw` (V, C) given, dw += dloss · ∂loss/∂w, and dx is taken along for the backward to
     return; with FROZEN dx alone. Raises ValueError for a target outside the vocabulary.
@@ -51,7 +54,7 @@ def linear_cross_entropy_forward(
         rows = slice(start, start + BLOCK_ROWS)  # R rows
         share = int(counted[rows].sum()) / n
         logits = x_rows[rows] @ w.T  # (R, V)
-        block_loss, logits_saved = cross_entropy_forward(logits, target_rows[rows])
+        block_loss, logits_saved = cross_entropy_forward(logits, target_rows[rows], z_loss=z_loss)
         loss += share * block_loss
         if dx_rows is not None:
             dlogits = cross_entropy_backward(dloss * share, logits_saved)  # (R, V)
