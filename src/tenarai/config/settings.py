@@ -108,11 +108,21 @@ class Data:
 
 @dataclass(frozen=True)
 class Optimiser:
-    """AdamW and its batches."""
+    """The step and its batches."""
 
+    algorithm: str = setting(
+        "adamw",
+        "adamw; or muon for the layers' matrices, with adamw for all else",
+        choices=("adamw", "muon"),
+        flag="optimiser",
+    )
     batch: int = setting(8, "sequences a micro-batch", low=1)
     accumulate: int = setting(1, "micro-batches whose gradients make one step", low=1)
     lr: float = setting(2e-3, "highest learning rate", low=0)
+    muon_lr: float = setting(
+        0.02, "Muon's highest learning rate, which rises and falls as lr does", low=0
+    )
+    momentum: float = setting(0.95, "decay of Muon's momentum", low=0, below=1)
     beta1: float = setting(0.9, "decay of the first moment", low=0, below=1)
     beta2: float = setting(0.99, "decay of the second moment", low=0, below=1)
     eps: float = setting(1e-8, "added to the root of the second moment", low=0)
@@ -211,7 +221,7 @@ class Setting:
     @property
     def fixed(self) -> bool:
         """Whether a run that goes on must keep it: the weights and the data's order hang on it."""
-        keys = ("optimiser.batch", "optimiser.accumulate", "run.seed")
+        keys = ("optimiser.batch", "optimiser.accumulate", "optimiser.algorithm", "run.seed")
         free = self.key in ("model.dropout", "model.recompute")
         return not free and (self.section in ("model", "data") or self.key in keys)
 

@@ -16,6 +16,7 @@ from ..quant import Format, QuantTensor
 from .arena import Arena
 from .attention_options import AttentionOptions
 from .gradient import Unwritten, cleared, wanted
+from .reference import muon
 
 try:
     from .. import _kernels
@@ -395,6 +396,18 @@ class Fast:
 
     def adamw_step(self, p, g, m, v, *, lr, beta1, beta2, eps, weight_decay, step, grad_scale):
         self._run("adamw_step", p, g, m, v, lr, beta1, beta2, eps, weight_decay, step, grad_scale)
+
+    def muon_step(self, p, g, m, **settings):
+        muon.muon_step(p, g, m, **settings, products=(self._by_transpose, self._plain))
+
+    def newton_schulz(self, u):
+        return muon.newton_schulz(u, (self._by_transpose, self._plain))
+
+    def _by_transpose(self, a, b):
+        return self.linear_forward(a, b)[0]
+
+    def _plain(self, a, b):
+        return self.linear_backward(a, (b, b, "off"), None)
 
     def square_sum(self, g) -> float:
         return self._run("square_sum", g)

@@ -22,7 +22,7 @@ from .folder import RunFolder
 from .loop import Plans, Trainer
 from .metrics import Metrics, cut_samples
 from .model import model_of
-from .optim import AdamW
+from .optim import optimiser_of
 from .peak import gemm_peak
 from .report import Report
 from .state import State
@@ -52,7 +52,7 @@ def build(
     trainer = _trainer(settings, state, dataset, ops, folder, report, peak)
     trainer.plans = _plans(trainer)
     activations = trainer.plans.train.bytes if trainer.plans.train else 0
-    need = memory.need(model.table(), activations, dataset.bytes, process)
+    need = memory.need(model.table(), activations, dataset.bytes, process, state.optimiser)
     free = memory.available()
     report.say(f"memory: {need}; {memory.in_words(free)} free")
     memory.check_fits(need, free, settings.optimiser.batch, settings.model.recompute)
@@ -76,7 +76,7 @@ def _state(settings: Settings, model: AnyModel, dataset: Any) -> State:
     return State(
         model=model,
         params=Weights(table),
-        optimiser=AdamW(table, settings.optimiser),
+        optimiser=optimiser_of(table, settings.optimiser),
         loader=loader,
         tokenizer=dataset.tokenizer.to_json(),
     )

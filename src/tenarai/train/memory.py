@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -73,14 +74,20 @@ def resident() -> int:
     return psutil.Process().memory_info().rss
 
 
-def need(table: Sequence[Param], activations: int, tokens: int, process: int) -> Need:
+def need(
+    table: Sequence[Param], activations: int, tokens: int, process: int, optimiser: Any = None
+) -> Need:
     """What the run will hold, where its arena peaks at `activations` bytes and the process held
-    `process` before the weights."""
+    `process` before the weights. The optimiser is AdamW where none is named."""
     one = weights_bytes(table)
+    moments = 2 * one
+    if optimiser is not None:
+        moments = sum(state.flat.nbytes for state in optimiser.states().values())
+        moments += optimiser.working_bytes
     return Need(
         weights=one,
         gradients=one,
-        moments=2 * one,
+        moments=moments,
         activations=activations,
         tokens=tokens,
         process=process + LATER,

@@ -1,9 +1,10 @@
 """All that changes while training: what a checkpoint holds, so that going on gives the same bits.
 
 Arrays of a checkpoint: `weights/NAME`, `adam_m/NAME`, `adam_v/NAME` for each of the model's
-weights, and `tokenizer`, its JSON document in UTF-8. Its meta, beside what `State.meta` lists:
-the settings and the model's configuration. Random numbers have no state of their own: dropout
-and samples are counted from the seed and the step, the loader tells its own position.
+weights (under Muon `momentum/NAME` for the layers' matrices, in place of the last two), and
+`tokenizer`, its JSON document in UTF-8. Its meta, beside what `State.meta` lists: the settings and
+the model's configuration. Random numbers have no state of their own: dropout and samples are
+counted from the seed and the step, the loader tells its own position.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tenarai.models import config_json
 from tenarai.models.families import AnyModel
 from tenarai.models.table import Weights
 
-from .optim import AdamW
+from .optim import AdamW, Muon
 
 
 @dataclass
@@ -32,7 +33,7 @@ class State:
 
     model: AnyModel
     params: Weights
-    optimiser: AdamW
+    optimiser: AdamW | Muon
     loader: Any
     tokenizer: dict[str, Any]  # its document
     step: int = 0  # steps that were taken
@@ -87,11 +88,7 @@ class State:
             ) from error
 
     def _groups(self) -> dict[str, Weights]:
-        return {
-            "weights": self.params,
-            "adam_m": self.optimiser.m,
-            "adam_v": self.optimiser.v,
-        }
+        return {"weights": self.params, **self.optimiser.states()}
 
 
 def document_digest(document: dict[str, Any]) -> str:

@@ -31,6 +31,7 @@ from .gelu_linear import gelu_linear_backward, gelu_linear_forward
 from .layer_norm import layer_norm_backward, layer_norm_forward
 from .linear import linear_backward, linear_forward
 from .linear_cross_entropy import linear_cross_entropy_backward, linear_cross_entropy_forward
+from .muon import muon_step, newton_schulz
 from .optim import adamw_step, square_sum
 from .residual import residual_backward, residual_forward
 from .rms_norm import rms_norm_backward, rms_norm_forward
@@ -71,6 +72,8 @@ __all__ = [
     "linear_cross_entropy_backward",
     "linear_cross_entropy_forward",
     "linear_forward",
+    "muon_step",
+    "newton_schulz",
     "residual_backward",
     "residual_forward",
     "rms_norm_backward",
