@@ -59,6 +59,16 @@ static Grid choose_grid(i64 M, i64 N, i64 threads) {
   return best;
 }
 
+// sums (m) += Σ_k of the rows in panels.
+static void add_row_sums(float* sums, const float* panels, i64 m, i64 K) {
+  for (i64 i = 0; i < m; i += kRows) {
+    float total[kRows] = {};
+    for (i64 k = 0; k < K; ++k)
+      for (i64 row = 0; row < kRows; ++row) total[row] += panels[i * K + k * kRows + row];
+    for (i64 row = 0; row < at_most(kRows, m - i); ++row) sums[i + row] += total[row];
+  }
+}
+
 // What one product needs to know. The epilogue has
 //   vf start(i, j, n)           what the sum over k is added to: n elements of row i from column j
 //   vf finish(vf, i, j, n)      the element that is stored, from the sum
@@ -187,15 +197,6 @@ struct Product {
   bool aligned() const {
     return reinterpret_cast<uintptr_t>(epilogue.c) % kVectorBytes == 0 &&
            epilogue.stride % kLanes == 0;
-  }
-
-  static void add_row_sums(float* sums, const float* panels, i64 m, i64 K) {
-    for (i64 i = 0; i < m; i += kRows) {
-      float total[kRows] = {};
-      for (i64 k = 0; k < K; ++k)
-        for (i64 row = 0; row < kRows; ++row) total[row] += panels[i * K + k * kRows + row];
-      for (i64 row = 0; row < at_most(kRows, m - i); ++row) sums[i + row] += total[row];
-    }
   }
 };
 

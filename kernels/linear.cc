@@ -110,7 +110,7 @@ static void forward_few(Pool& pool, const Forward& forward, const float* x, cons
 }
 
 void linear_forward(Pool& pool, float* y, const float* x, const float* w, const float* b,
-                    const float* residual, i64 M, i64 I, i64 O, Gelu f) {
+                    const float* residual, i64 M, i64 I, i64 O, Gelu f, bool strassen) {
   if (M == 0) return;
   with(f, [&](auto function) {
     using Map = typename decltype(function)::Map;
@@ -118,12 +118,12 @@ void linear_forward(Pool& pool, float* y, const float* x, const float* w, const 
     if (M <= kFewRows)
       forward_few<Map>(pool, forward, x, w, M, I, O);
     else
-      multiply(pool, Along<Map>{x, I}, Along<Same>{w, I}, forward, M, O, I);
+      multiply(strassen, pool, Along<Map>{x, I}, Along<Same>{w, I}, forward, M, O, I);
   });
 }
 
 void linear_backward(Pool& pool, float* dx, float* dw, float* db, const float* dy, const float* x,
-                     const float* w, i64 M, i64 I, i64 O, Gelu f, bool add) {
+                     const float* w, i64 M, i64 I, i64 O, Gelu f, bool add, bool strassen) {
   if (M == 0) {
     if (dw && !add) std::memset(dw, 0, static_cast<size_t>(O * I) * 4);
     return;
@@ -131,14 +131,14 @@ void linear_backward(Pool& pool, float* dx, float* dw, float* db, const float* d
   with(f, [&](auto function) {
     using F = decltype(function);
     if (dx)
-      multiply(pool, Along<Same>{dy, O}, Across<Same>{w, I}, InputGradient<F::value>{dx, I, x}, M,
-               I, O);
+      multiply(strassen, pool, Along<Same>{dy, O}, Across<Same>{w, I},
+               InputGradient<F::value>{dx, I, x}, M, I, O);
     const Across<Same> dy_across{dy, O};
     const Across<typename F::Map> x_across{x, I};
     if (dw && add)
-      multiply(pool, dy_across, x_across, WeightGradient<true>{dw, I}, O, I, M, db);
+      multiply(strassen, pool, dy_across, x_across, WeightGradient<true>{dw, I}, O, I, M, db);
     else if (dw)
-      multiply(pool, dy_across, x_across, WeightGradient<false>{dw, I}, O, I, M, db);
+      multiply(strassen, pool, dy_across, x_across, WeightGradient<false>{dw, I}, O, I, M, db);
   });
   if (db && !dw)
     for (i64 m = 0; m < M; ++m)

@@ -1,7 +1,7 @@
 // What happens to a finished tile of a linear layer's output.
 #pragma once
 
-#include "gemm.h"
+#include "strassen.h"
 
 namespace tenarai {
 namespace TENARAI_ISA {

@@ -20,7 +20,8 @@ double gelu_derivative(double x, Gelu f) {
   return (gelu(x + 1e-5, f) - gelu(x - 1e-5, f)) / 2e-5;  // good to 1e-10
 }
 
-void test_linear(const Kernels& k, Pool& pool, int64_t M, int64_t I, int64_t O, Gelu f) {
+void test_linear(const Kernels& k, Pool& pool, int64_t M, int64_t I, int64_t O, Gelu f,
+                 bool strassen = false) {
   Array x(M * I), w(O * I), b(O), residual(M * O), dy(M * O);
   Array y(M * O), alone(M * O), dx(M * I), dw(O * I), db(O), db_alone(O, 0);
   const std::vector<float> dw_before(dw.data(), dw.data() + O * I);
@@ -46,18 +47,18 @@ void test_linear(const Kernels& k, Pool& pool, int64_t M, int64_t I, int64_t O, 
   const double tolerance = 1e-6 * std::sqrt(static_cast<double>(M + I + O));
   char what[96];
   const auto name = [&](const char* part) {
-    std::snprintf(what, sizeof what, "linear %s M=%d I=%d O=%d gelu=%d threads=%d", part,
-                  static_cast<int>(M), static_cast<int>(I), static_cast<int>(O),
-                  static_cast<int>(f), pool.threads());
+    std::snprintf(what, sizeof what, "linear %s M=%d I=%d O=%d gelu=%d strassen=%d threads=%d",
+                  part, static_cast<int>(M), static_cast<int>(I), static_cast<int>(O),
+                  static_cast<int>(f), strassen, pool.threads());
     return what;
   };
-  k.linear_forward(pool, alone.data(), x.data(), w.data(), nullptr, nullptr, M, I, O, f);
+  k.linear_forward(pool, alone.data(), x.data(), w.data(), nullptr, nullptr, M, I, O, f, strassen);
   expect_near(k.isa, name("y"), alone, want_alone, tolerance);
   std::memcpy(y.data(), residual.data(), static_cast<size_t>(M * O) * 4);
-  k.linear_forward(pool, y.data(), x.data(), w.data(), b.data(), y.data(), M, I, O, f);
+  k.linear_forward(pool, y.data(), x.data(), w.data(), b.data(), y.data(), M, I, O, f, strassen);
   expect_near(k.isa, name("y + b + itself"), y, want_y, tolerance);
   k.linear_backward(pool, dx.data(), dw.data(), db.data(), dy.data(), x.data(), w.data(), M, I, O,
-                    f, true);
+                    f, true, strassen);
   expect_near(k.isa, name("dx"), dx, want_dx, tolerance);
   expect_near(k.isa, name("dw"), dw, want_dw, tolerance);
   expect_near(k.isa, name("db"), db, want_db, tolerance);
@@ -67,10 +68,10 @@ void test_linear(const Kernels& k, Pool& pool, int64_t M, int64_t I, int64_t O, 
     dw[i] = NAN;
   }
   k.linear_backward(pool, nullptr, dw.data(), nullptr, dy.data(), x.data(), w.data(), M, I, O, f,
-                    false);
+                    false, strassen);
   expect_near(k.isa, name("dw written"), dw, want_dw, tolerance);
   k.linear_backward(pool, nullptr, nullptr, db_alone.data(), dy.data(), x.data(), w.data(), M, I, O,
-                    f, true);
+                    f, true, strassen);
   expect_near(k.isa, name("db alone"), db_alone, want_db_alone, tolerance);
 }
 
@@ -89,15 +90,31 @@ void test_linear(const Kernels& k, Pool& pool) {
   test_linear(k, pool, 800, 9, 50, Gelu::none);
 }
 
-// The same bits for every thread count.
-void test_linear_threads(const Kernels& k) {
-  const int64_t M = 45, I = 400, O = 130;
-  Array x(M * I), w(O * I), y1(M * O), y3(M * O);
+// The same bits for every thread count; other ones by Strassen's scheme, which so was used.
+void test_linear_threads(const Kernels& k, int64_t M, int64_t I, int64_t O) {
+  Array x(M * I), w(O * I), y1(M * O), y3(M * O), plain(M * O);
   Pool one(1), three(3);
-  k.linear_forward(one, y1.data(), x.data(), w.data(), nullptr, nullptr, M, I, O, Gelu::none);
-  k.linear_forward(three, y3.data(), x.data(), w.data(), nullptr, nullptr, M, I, O, Gelu::none);
-  expect(std::memcmp(y1.data(), y3.data(), static_cast<size_t>(M * O) * 4) == 0, k.isa,
-         "linear: bits on one thread and three", y1[0], y3[0]);
+  const auto forward = [&](Pool& pool, Array& y, bool strassen) {
+    k.linear_forward(pool, y.data(), x.data(), w.data(), nullptr, nullptr, M, I, O, Gelu::none,
+                     strassen);
+  };
+  const auto equal = [&](Array& a, Array& b) {
+    return std::memcmp(a.data(), b.data(), static_cast<size_t>(M * O) * 4) == 0;
+  };
+  for (const bool strassen : {false, true}) {
+    forward(one, y1, strassen);
+    forward(three, y3, strassen);
+    expect(equal(y1, y3), k.isa, "linear: bits on one thread and three", y1[0], y3[0]);
+  }
+  forward(one, plain, false);
+  expect(equal(plain, y1) == (M < 64), k.isa, "linear: Strassen's scheme from 64 rows on", M, 64);
+}
+
+// Whole tiles and each kind of rest: of rows, of columns in one, two and three vectors, of k.
+void test_strassen(const Kernels& k, Pool& pool) {
+  test_linear(k, pool, 125, 190, 187, Gelu::tanh, true);
+  test_linear(k, pool, 248, 222, 254, Gelu::none, true);
+  test_linear(k, pool, 250, 96, 450, Gelu::erf, true);
 }
 
 void test_cross_entropy(const Kernels& k, Pool& pool, int64_t M, int64_t V, float scale, float z) {
@@ -198,13 +215,15 @@ int main() {
     for (const int threads : {1, 3}) {
       Pool pool(threads);
       test::test_linear(k, pool);
+      test::test_strassen(k, pool);
       test::test_cross_entropy(k, pool);
       test::test_optim(k, pool);
       test::test_attention(k, pool);
       test::test_rows(k, pool);
       test::test_quant(k, pool);
     }
-    test::test_linear_threads(k);
+    test::test_linear_threads(k, 45, 400, 130);
+    test::test_linear_threads(k, 301, 533, 478);
     std::printf("%s: %d passed, %d failed so far\n", k.isa, test::passed, test::failed);
   }
   std::printf("%d passed, %d failed\n", test::passed, test::failed);

@@ -45,7 +45,12 @@ class Step:
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.arena = Arena()
-        self.ops: Any = Fast(request["threads"], isa=request.get("isa"), arena=self.arena)
+        self.ops: Any = Fast(
+            request["threads"],
+            isa=request.get("isa"),
+            arena=self.arena,
+            strassen=request.get("strassen", False),
+        )
         self.model = GPT2(
             GPT2Config(**request["config"]), recompute=request.get("recompute", False)
         )
@@ -104,8 +109,8 @@ class Step:
 
 
 def configure(request: dict[str, Any]) -> Answer:
-    """{"threads", "config" (of GPT2Config), "tokens" (.npy), "optimiser", "recompute", "isa",
-    "save_weights" (where the initial weights go, .npz)}."""
+    """{"threads", "config" (of GPT2Config), "tokens" (.npy), "optimiser", "recompute", "strassen",
+    "isa", "save_weights" (where the initial weights go, .npz)}."""
     step = Step(request)
 
     def answer(ask: dict[str, Any]) -> dict[str, Any]:

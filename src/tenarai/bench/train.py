@@ -42,6 +42,7 @@ class TrainBenchmark:
     warmup: int = 1
     peers: tuple[str, ...] = ()  # of "eager", "compile"
     recompute: bool = False
+    strassen: bool = True
     isa: str | None = None
     malloc: bool = True  # glibc's settings that PyTorch gains from
 
@@ -152,6 +153,7 @@ def _alternate(
     ours = common | {
         "config": asdict(benchmark.config),
         "recompute": benchmark.recompute,
+        "strassen": benchmark.strassen,
         "isa": benchmark.isa,
         "save_weights": weights if peer else None,
     }

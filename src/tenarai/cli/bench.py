@@ -67,6 +67,8 @@ def bench() -> None:
               help="Steps measured a side, after one that is not.")  # fmt: skip
 @click.option("--vs", type=click.Choice(list(PEERS)), default="none", show_default=True)
 @click.option("--recompute", is_flag=True, help="Keep only the blocks' inputs (less memory).")
+@click.option("--strassen/--no-strassen", default=True, show_default=True,
+              help="Seven multiplications for eight in our large products.")  # fmt: skip
 @click.option("--isa", default=None, help="Instruction set of our kernels; the best by default.")
 @click.option("--plain-malloc", is_flag=True, help="PyTorch without the malloc settings it likes.")
 @json_option
@@ -78,6 +80,7 @@ def train(
     steps: int,
     vs: str,
     recompute: bool,
+    strassen: bool,
     isa: str | None,
     plain_malloc: bool,
     as_json: bool,
@@ -94,6 +97,7 @@ def train(
         steps=steps,
         peers=_peers(vs),
         recompute=recompute,
+        strassen=strassen,
         isa=isa,
         malloc=not plain_malloc,
     )

@@ -157,6 +157,9 @@ class Run:
 
     seed: int = setting(1, "of the first weights, the order of the data, dropout, samples", low=0)
     threads: int = setting(0, "threads of the kernels; 0: one a core", low=0)
+    strassen: bool = setting(
+        True, "large matrix products by Strassen's scheme: faster, roundings 1.4 times as large"
+    )
     val_every: int = setting(250, "steps between validations; 0: never", low=0)
     val_batches: int = setting(20, "micro-batches of the validation set", low=1)
     sample_every: int = setting(500, "steps between samples; 0: only at the end", low=0)
