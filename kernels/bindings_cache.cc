@@ -58,25 +58,30 @@ void rows_within(const CacheStore& c, const CacheRows& rows, int64_t window) {
 
 void cache_attention(Machine& self, Out y, View q, View key, View v, Store keys, Store values,
                      MaybeOut key_scales, MaybeOut value_scales, Ids slots, Ids positions,
-                     std::optional<int64_t> window, float scale) {
+                     std::optional<int64_t> window, MaybeIn sinks, float scale, float soft_cap,
+                     MaybeIn alibi) {
   const CacheStore c = cache_store(keys, values, key_scales, value_scales);
   const int64_t N = q.shape(0), H = q.shape(1), W = window.value_or(kNoWindow);
   if (H < 1 || H % c.K)
     fail("cache_attention: " + std::to_string(H) + " query heads over " + std::to_string(c.K) +
          " key heads: not a multiple");
   if (W < 1 || W > kNoWindow) fail("cache_attention: a window of " + std::to_string(W));
+  vector(sinks, H, "sinks (H)");
+  vector(alibi, H, "slopes of alibi (H)");
   expect(size(y), N * H * c.D, "size of y");
   expect(size(slots), N, "size of slots");
   expect(size(positions), N, "size of positions");
   const Strides qs = rows_of(q, N, H, c.D, "q"), ks = rows_of(key, N, c.K, c.D, "k"),
                 vs = rows_of(v, N, c.K, c.D, "v");
   const auto held = std::make_tuple(keys, values, key_scales, value_scales);
+
   self.run([=, &self, alive = held] {  // the store has only their addresses
     const CacheRows rows{slots.data(), positions.data(), N};
     (void)keys.data(), (void)values.data();  // held: the store has only their addresses
     rows_within(c, rows, W);
     self.k.cache_append(self.pool, c, key.data(), v.data(), ks, vs, rows);
-    self.k.cache_attention(self.pool, c, y.data(), q.data(), qs, rows, H, W, scale);
+    const CacheScores how{W, scale, soft_cap, pointer(alibi), pointer(sinks)};
+    self.k.cache_attention(self.pool, c, y.data(), q.data(), qs, rows, H, how);
   });
 }
 
@@ -86,7 +91,8 @@ void bind_cache(MachineClass& machine) {
   const auto a = given;
   machine.def("cache_attention", &cache_attention, a("y"), a("q"), a("k"), a("v"), a("keys"),
               a("values"), maybe("key_scales"), maybe("value_scales"), a("slots"), a("positions"),
-              "window"_a.none(), "scale"_a, Release());
+              "window"_a.none(), maybe("sinks"), "scale"_a, "soft_cap"_a, maybe("alibi"),
+              Release());
 }
 
 }  // namespace tenarai

@@ -13,6 +13,9 @@
 //   up to 8 columns    as in attention_few.h: lanes hold channels, keys are read once
 //   more               as in attention.cc: queries transposed, lanes hold columns
 //
+// Soft-cap and ALiBi change a tile's scores where they stand; a sink is one more score in l, added
+// when a panel's parts are put together.
+//
 // The division of the work. All tiles of all panels and heads stand in one line, each as long as it
 // costs, and each thread gets an equal piece of the line. Where a cut goes through a panel's keys,
 // its parts have their own m, l and y, put together in the end as in attention_few.h.
@@ -35,11 +38,11 @@ struct Work {
   const float* q;
   Strides qs;
   float* y;
-  i64 G, H, window;
-  float scale;
+  i64 G, H;
+  const CacheScores& how;
 
   i64 position(i64 column) const { return rows.positions[column / G]; }
-  i64 first_seen(i64 column) const { return at_least(position(column) - window + 1, 0); }
+  i64 first_seen(i64 column) const { return at_least(position(column) - how.window + 1, 0); }
 };
 
 // Columns [column, column + count) of one sequence, and the positions from lo to hi that they see.
@@ -74,25 +77,39 @@ struct Sums {
 
 struct CacheTiles {
   float *k, *v, *p;       // (64 keys, W) twice, (64, 64)
+  float *place, *slope;   // (64): each column's position, and ALiBi's slope of its head
   float *rows, *q, *y_t;  // (64, W): queries; (D, 64): transposed; (D, 64)
   float* sums[3];         // of a panel begun by the thread before, ended by the next one, whole
 
   void lay(Cut& cut, i64 D) {
     const i64 W = round_up(D, kLanes), height = round_up(W, 16);
     k = cut(kKeyTile * W), v = cut(kKeyTile * W), p = cut(kKeyTile * kPanel);
+    place = cut(kPanel), slope = cut(kPanel);
     rows = cut(kPanel * W), q = cut(height * kPanel), y_t = cut(height * kPanel);
     for (float*& part : sums) part = cut(2 * kPanel + kPanel * W);
   }
   Sums part(int i) const { return {sums[i], sums[i] + kPanel, sums[i] + 2 * kPanel}; }
 };
 
-void load_queries(const Work& w, const CacheTiles& t, const CachePanel& p, i64 kh, float factor) {
+void load_queries(const Work& w, const CacheTiles& t, const CachePanel& p, i64 kh) {
   const i64 D = w.c.D, W = round_up(D, kLanes);
+  const float factor = w.how.soft_cap ? w.how.scale / w.how.soft_cap : w.how.scale * kLog2E;
   for (i64 j = 0; j < p.count; ++j) {
-    const i64 column = p.column + j;
-    const float* q = w.q + column / w.G * w.qs.t + (kh * w.G + column % w.G) * w.qs.h;
+    const i64 column = p.column + j, h = kh * w.G + column % w.G;
+    const float* q = w.q + column / w.G * w.qs.t + h * w.qs.h;
     for (i64 d = 0; d < W; ++d) t.rows[j * W + d] = d < D ? q[d] * factor : 0;
   }
+  for (i64 j = 0; j < kPanel; ++j) {
+    const i64 column = p.column + at_most(j, p.count - 1);
+    t.place[j] = static_cast<float>(w.position(column));
+    t.slope[j] = w.how.alibi ? w.how.alibi[kh * w.G + column % w.G] * kLog2E : 0;
+  }
+}
+
+// Products become scores: soft-cap, and ALiBi for keys that lie so far behind.
+TENARAI_INLINE vf score(const CacheScores& how, vf r, vf behind, vf slope) {
+  if (how.soft_cap != 0) r = tanh(r) * (how.soft_cap * kLog2E);
+  return how.alibi ? r - abs(behind) * slope : r;
 }
 
 // A few columns and one tile of keys.
@@ -103,6 +120,10 @@ void few_tile(const Work& w, const CacheTiles& t, const CachePanel& panel, const
     float* p = t.p + j * kKeyTile;
     for (i64 i = 0; i < count; i += kLanes)
       few_scores(p + i, t.rows + j * W, t.k + i * W, W, count - i, W);
+    const vf keys = lane_numbers() + static_cast<float>(first);
+    for (i64 i = 0; w.how.modified() && i < count; i += kLanes)
+      store(p + i, score(w.how, load(p + i), t.place[j] - (keys + static_cast<float>(i)),
+                         broadcast(t.slope[j])));
     const i64 column = panel.column + j, end = w.position(column) + 1 - first;
     few_softmax(p, {w.first_seen(column) - first, at_most(end, count)}, count, sums.top + j,
                 sums.total + j, sums.y + j * W, W);
@@ -182,6 +203,12 @@ void panel_tile(const Work& w, const CacheTiles& t, const CachePanel& panel, con
     float* p = t.p + begin * kPanel + strip;
     tile_product<Left::rows>(p, kPanel, t.k + begin * W, W, t.q + strip, kPanel, end - begin, n, D,
                              false);
+    for (i64 i = strip; w.how.modified() && i < strip + n; i += kLanes)
+      for (i64 s = begin; s < end; ++s) {
+        const vf behind = load(t.place + i) - static_cast<float>(first + s);
+        float* a = t.p + s * kPanel + i;
+        store(a, score(w.how, load(a), behind, load(t.slope + i)));
+      }
     for (i64 i = 0; i < n; i += kLanes)
       panel_softmax(t, sums, seen, first, strip + i, {begin, end}, D);
     tile_product<Left::columns>(t.y_t + strip, kPanel, t.v + begin * W, W, p, kPanel, D, n,
@@ -194,7 +221,7 @@ void sum_tiles(const Work& w, const CacheTiles& t, const CachePanel& panel, i64 
                const Sums& sums) {
   const i64 D = w.c.D, W = round_up(D, kLanes);
   const bool few = panel.count <= kFew;
-  load_queries(w, t, panel, kh, w.scale * kLog2E);
+  load_queries(w, t, panel, kh);
   for (i64 j = 0; j < kPanel; ++j) sums.top[j] = few ? -INFINITY : kHidden, sums.total[j] = 0;
   for (i64 i = 0; i < (few ? panel.count * W : 0); ++i) sums.y[i] = 0;
   if (!few) {
@@ -218,10 +245,12 @@ void sum_tiles(const Work& w, const CacheTiles& t, const CachePanel& panel, i64 
 void write_panel(const Work& w, const CachePanel& panel, i64 kh, const Sums* parts, i64 n) {
   const i64 D = w.c.D, W = round_up(D, kLanes);
   for (i64 j = 0; j < panel.count; ++j) {
-    float m = kHidden, l = 0;
+    const i64 column = panel.column + j, h = kh * w.G + column % w.G;
+    float m = w.how.sinks ? w.how.sinks[h] * kLog2E : kHidden, l = 0;
+    const float sink = m;
     for (i64 i = 0; i < n; ++i) m = parts[i].top[j] > m ? parts[i].top[j] : m;
-    const i64 column = panel.column + j;
-    float* y = w.y + (column / w.G * w.H + kh * w.G + column % w.G) * D;
+    if (w.how.sinks) l = exp2_weight(broadcast(sink - m))[0];
+    float* y = w.y + (column / w.G * w.H + h) * D;
     for (i64 i = 0; i < n; ++i) {
       const float weight = exp2_weight(broadcast(parts[i].top[j] - m))[0];
       const float* from = parts[i].y + j * W;
@@ -294,8 +323,8 @@ void cache_append(Pool& pool, const CacheStore& c, const float* k, const float* 
 }
 
 void cache_attention(Pool& pool, const CacheStore& c, float* y, const float* q, Strides qs,
-                     const CacheRows& rows, i64 H, i64 window, float scale) {
-  const Work w{c, rows, q, qs, y, H / c.K, H, window, scale};
+                     const CacheRows& rows, i64 H, const CacheScores& how) {
+  const Work w{c, rows, q, qs, y, H / c.K, H, how};
   Line line = {0, at_most(pool.threads(), kMaxParts)};
   for (CachePanel panel; panel.next(w);) line.cost += c.K * panel.cost();
   if (line.cost * c.D * kKeyTile < 4 * kWorthAThread) line.threads = 1;

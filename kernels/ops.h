@@ -61,6 +61,14 @@ struct CacheRows {
   int64_t N;
 };
 
+// How they are attended to: options as in AttentionShape.
+struct CacheScores {
+  int64_t window;
+  float scale, soft_cap;       // 0: none
+  const float *alibi, *sinks;  // (H), or null
+  bool modified() const { return soft_cap != 0 || alibi; }
+};
+
 enum class Gelu : int { none = 0, tanh = 1, erf = 2 };
 
 constexpr int64_t kExpandedRows = 512;  // of a quantised weight, expanded at a time
@@ -158,7 +166,7 @@ void attention_backward(Pool&, const AttentionBackward&, const AttentionShape&);
 void cache_append(Pool&, const CacheStore&, const float* k, const float* v, Strides k_strides,
                   Strides v_strides, const CacheRows&);
 void cache_attention(Pool&, const CacheStore&, float* y, const float* q, Strides q_strides,
-                     const CacheRows&, int64_t H, int64_t window, float scale);
+                     const CacheRows&, int64_t H, const CacheScores&);
 
 // cross_entropy.cc. Rows of logits (M, V) against targets (M), negative ones ignored. Returns the
 // sum of the losses of the rows that count, each ℓ − logit of the target + z_loss · ℓ², where ℓ is

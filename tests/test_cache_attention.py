@@ -6,6 +6,7 @@ import pytest
 from tenarai.infer.kv_cache import KVCache
 from tenarai.models.cache_layer import CacheLayer
 from tenarai.ops import reference
+from tenarai.ops.attention_options import alibi_slopes
 from tenarai.ops.fast import Fast, available_isas
 
 pytest.importorskip("tenarai._kernels", reason="the compiled core is not built")
@@ -89,6 +90,53 @@ def test_keys_divided_among_threads(rng, threads, dtype):
     last = (np.zeros(1, np.int32), np.full(1, S, np.int32))
     got = ops.cache_attention(5 * q, k, v, store, *last)
     near(got, reference.cache_attention(5 * q, k, v, store, *last))
+
+
+HOW = [
+    {"soft_cap": 2.0},
+    {"alibi": alibi_slopes(6)},
+    {"sinks": np.linspace(-1, 4, 6).astype(np.float32)},
+    {"off_by_one": True, "scale": 0.1},
+    {"soft_cap": 5.0, "alibi": alibi_slopes(6), "sinks": np.ones(6, np.float32)},
+]
+
+
+@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("how", HOW, ids=lambda how: "-".join(how))
+def test_options_against_the_reference(rng, isa, threads, how):
+    """One row and panels of 70 of each of 6 heads over 2, keys divided among threads or not."""
+    ops, (H, K, D) = Fast(threads=threads, isa=isa), (6, 2, 20)
+    fast, plain = layer(K, D, 50, "float32"), layer(K, D, 50, "float32")
+    for step in STEPS:
+        slots, positions = rows(step)
+        q, k, v = (heads(rng, len(slots), n, D) for n in (H, K, K))
+        want = reference.cache_attention(q, k, v, plain, slots, positions, **how)
+        near(ops.cache_attention(q, k, v, fast, slots, positions, **how), want)
+
+
+@pytest.mark.parametrize("window", [None, 7])
+@pytest.mark.parametrize("how", [{}, *HOW], ids=lambda how: "-".join(how))
+def test_decode_is_attention_over_the_whole_sequence(rng, window, how):
+    T, H, K, D = 90, 6, 2, 12
+    q, k, v = (rng.standard_normal((1, T, n, D)).astype(np.float32) for n in (H, K, K))
+    want, _ = reference.attention_forward(
+        *(x.astype(np.float64) for x in (q, k, v)), window=window, **how
+    )
+    for ops in (reference, Fast(threads=2)):
+        store = layer(K, D, window, "float32", slots=1, context=T, rows=70)
+        for at, n in ((0, 70), (70, 1), (71, 1), (72, 9), (81, 9)):
+            part, where = slice(at, at + n), rows([(0, at, n)])
+            y = ops.cache_attention(q[0, part], k[0, part], v[0, part], store, *where, **how)
+            near(y, want[0, part], 2e-6)
+
+
+@pytest.mark.parametrize("mask", [{"causal": False}, {"prefix": 2}, {"window": 3}])
+def test_masks_of_its_own_are_refused(rng, mask):
+    q, at = heads(rng, 1, 2, 8), (np.zeros(1, np.int32), np.zeros(1, np.int32))
+    for ops in (Fast(threads=1), reference):
+        with pytest.raises(ValueError, match="its window is that of the layer"):
+            ops.cache_attention(q, q, q, layer(2, 8, None, "float16"), *at, **mask)
 
 
 @pytest.mark.parametrize("window", [None, 7])

@@ -61,12 +61,20 @@ class Batch:
             end += n
 
     def attention(
-        self, ops: Any, i: int, q: Array, k: Array, v: Array, *, scale: float | None = None
+        self,
+        ops: Any,
+        i: int,
+        q: Array,
+        k: Array,
+        v: Array,
+        sinks: Array | None = None,
+        **options: Any,
     ) -> Array:
         """y (N, H, D): rows of q (N, H, D) attend to their own sequences in layer i, to which
-        k and v (N, K, D) are added first."""
+        k and v (N, K, D) are added first. sinks and options: those of ops.cache_attention."""
         store = self.cache.layers[i]
-        return ops.cache_attention(q, k, v, store, self.slots, self.positions, scale=scale)
+        at = (store, self.slots, self.positions)
+        return ops.cache_attention(q, k, v, *at, sinks, **options)
 
     def wanted(self, ops: Any, x: Array) -> Array:
         """The rows (n, C) of x (N, C) whose logits are wanted."""

@@ -96,6 +96,14 @@ class AttentionOptions:
         if self.lengths is not None and (self.lengths.min() < 0 or self.lengths.max() > S):
             raise ValueError(f"attention: lengths {self.lengths} are not all from 0 to {S}")
 
+    def check_cached(self, q: Array, sinks: Array | None) -> None:
+        """Raises ValueError where they do not fit attention to a KV cache, q (N, H, D): what a
+        row sees there is its own sequence, in the window of the cache's layer."""
+        masks = (self.documents, self.lengths, self.window)
+        if not self.causal or np.any(self.prefix) or any(mask is not None for mask in masks):
+            raise ValueError("attention to a KV cache is causal, its window is that of the layer")
+        self.check(q[None], q[None], sinks)
+
 
 def _check_documents(starts: Array) -> None:
     """Every start is a place that starts itself, and no later than any that follow it."""

@@ -316,12 +316,16 @@ class Fast:
         self._run("attention_forward", y, lse, q, k, v, *_attention(saved))
         return y, saved
 
-    def cache_attention(self, q, k, v, store, slots, positions, *, scale=None, out=None):
-        scale = q.shape[-1] ** -0.5 if scale is None else scale
+    def cache_attention(
+        self, q, k, v, store, slots, positions, sinks=None, *, options=None, out=None, **named
+    ):
+        o = AttentionOptions.of(options, named)
+        o.check_cached(q, sinks)
         y = self._new(*q.shape) if out is None else out  # (N, H, D)
+        sinks, scale, *_, soft_cap, alibi = _attention((q[None], sinks, o))
         self._run(
             "cache_attention", y, q, k, v, store.keys, store.values, store.key_scales,
-            store.value_scales, slots, positions, store.window, scale,
+            store.value_scales, slots, positions, store.window, sinks, scale, soft_cap, alibi,
         )  # fmt: skip
         return y
 
