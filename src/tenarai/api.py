@@ -29,7 +29,9 @@ from tenarai.io import formats, gguf
 from tenarai.models import families, gguf_exchange
 from tenarai.models.families import AnyConfig, AnyModel
 from tenarai.models.llama import Llama
+from tenarai.models.lora import Adapted, Merged
 from tenarai.models.table import FileWeights, Weights
+from tenarai.ops.lora import Tuning
 from tenarai.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ def load(
     activations: str = "int8",
     threads: int | None = None,
     ops: Any = None,
+    lora: PathName | None = None,
 ) -> Model:
     """Open a model: a GGUF file, a Hugging Face folder, llm.c's .bin, a tenarai checkpoint or run
     folder.
@@ -58,14 +61,16 @@ def load(
     `activations` are those of a product with quantised weights: "int8" is fast, "float32" exact.
     `threads` are those of the kernels (one a core by default); `ops` takes other operations,
     such as `tenarai.ops.reference`, which needs no compiled core. A tokenizer is opened where one
-    lies in or beside the weights. Raises TenaraiError that says what the path is and what to do.
+    lies in or beside the weights. `lora` puts an adapter on it: a PEFT folder, a GGUF adapter, or
+    the folder of a run of `tenarai finetune`. Raises TenaraiError that says what the path is and
+    what to do.
     """
     if activations not in ("int8", "float32"):
         raise TenaraiError(f"activations are {activations!r}, expected 'int8' or 'float32'")
     path = Path(path)
     kind, metadata = formats.detect(path), None
     model: AnyModel
-    params: Weights | FileWeights
+    params: Any
     tokenizer: Any
     if kind == formats.GGUF:
         file = gguf.read(path)
@@ -76,6 +81,10 @@ def load(
         model, params, tokenizer = _open(path, kind)
     if context is not None:
         model = _for_context(path, model, context)
+    if lora is not None:
+        from tenarai.models.adapter import read_adapter
+
+        params = read_adapter(lora, model).on(params)
     how: dict[str, Any] = {"activations": activations, "threads": threads, "ops": ops}
     return Model(model, params, tokenizer, metadata=metadata, **how)
 
@@ -126,13 +135,14 @@ class Model:
     """A language model with its weights. Not for two Python threads at once.
 
     config: its numbers. tokenizer: may be None. params: name → float32 array, as trained here, or
-    weights as they lie in a GGUF file. metadata: that file's, empty for a model from elsewhere.
+    weights as they lie in a GGUF file, with an adapter or not. metadata: that file's, empty for a
+    model from elsewhere.
     """
 
     def __init__(
         self,
         model: AnyModel,
-        params: Weights | FileWeights,
+        params: Any,
         tokenizer: Tokenizer | Callable[[], Tokenizer | None] | None = None,
         *,
         metadata: Mapping[str, Any] | None = None,
@@ -156,20 +166,30 @@ class Model:
     @cached_property
     def ops(self) -> Any:
         """The operations, made when first needed: opening and converting need no kernels."""
-        if self._given_ops is not None:
-            return self._given_ops
-        from tenarai.ops.fast import Fast
+        ops = self._given_ops
+        if ops is None:
+            from tenarai.ops.fast import Fast
 
-        return Fast(threads=self._threads, activations=self._activations)
+            ops = Fast(threads=self._threads, activations=self._activations)
+        return Tuning(ops) if isinstance(self.params, Adapted) else ops
 
     def for_context(self, context: int) -> Model:
         """The same weights for texts up to `context`. Raises TenaraiError: longer than its own."""
         model = _for_context(Path(), self.model, context)
         tokenizer = self.__dict__.get("tokenizer", self._tokenizer)
         return Model(
-            model, self.params, tokenizer,
+            model, self.params, tokenizer, metadata=self.metadata,
             activations=self._activations, threads=self._threads, ops=self._given_ops,
         )  # fmt: skip
+
+    def merged(self, requantise: bool = False) -> Model:
+        """The model with its adapter inside its weights: float32, each made when it is asked for,
+        or with `requantise` in the format of the weight that it is on."""
+        if not isinstance(self.params, Adapted):
+            return self
+        how = self.ops.quantize if requantise else None
+        tokenizer = self.__dict__.get("tokenizer", self._tokenizer)
+        return Model(self.model, Merged(self.params, how), tokenizer, metadata=self.metadata)
 
     def __repr__(self) -> str:
         c = self.config
@@ -196,6 +216,11 @@ class Model:
         Raises TenaraiError as `logits` does, where the two shapes differ, and for quantised
         weights.
         """
+        if isinstance(self.params, Adapted):
+            raise TenaraiError(
+                "an adapter is on this model, whose weights are frozen: merge it (tenarai merge), "
+                "or train it (tenarai finetune)"
+            )
         if isinstance(self.params, FileWeights) and self.params.quantised:
             raise TenaraiError(
                 f"{self.params.quantised} is quantised, and such weights have no gradients: load "
@@ -280,6 +305,8 @@ class Model:
         """
         from tenarai.models import exchange, llmc_exchange, snapshot
 
+        if isinstance(self.params, Adapted):
+            return self.merged().save(path, dtype)
         path = Path(path)
         if dtype != "float32" and HALVES.get(dtype) != path.suffix:
             where = HALVES.get(dtype)

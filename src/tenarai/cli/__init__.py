@@ -24,6 +24,7 @@ from tenarai.errors import TenaraiError, TenaraiWarning
 VERBS = {
     "train": ("train", "Train a language model from nothing."),
     "finetune": ("finetune", "Train a model on: all of it, or an adapter."),
+    "merge": ("merge", "Put an adapter into its model."),
     "run": ("run", "Complete a prompt with a model."),
     "pull": ("pull", "Fetch a model that is known by name."),
     "chat": ("chat", "Talk with a model."),

@@ -66,6 +66,8 @@ def _setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
              "checkpoint.")  # fmt: skip
 @option("The run", "--out", metavar="DIR", help="The run's folder (runs/finetune-DATE by default).")
 @option("The run", "--resume", is_flag=True, help="Go on with the run in --out, or the newest.")
+@option("The run", "--merge", "merged", metavar="OUT",
+        help="Write the tuned model at the end: a .gguf file, or a folder.")  # fmt: skip
 @option("The run", "--json", "as_json", is_flag=True, help="Print one JSON document at the end.")
 @_setting_options
 def finetune(
@@ -73,6 +75,7 @@ def finetune(
     model: str | None,
     out: str | None,
     resume: bool,
+    merged: str | None,
     as_json: bool,
     **flags: Any,
 ) -> int:
@@ -86,7 +89,7 @@ def finetune(
             section, name = key.split("__")
             given.setdefault(section, {})[name] = value
     report = Report(sys.stderr if as_json else sys.stdout)
-    result = run(model, data, out=out, resume=resume, report=report, given=given)
+    result = run(model, data, out=out, resume=resume, report=report, given=given, merged=merged)
     if as_json:
         click.echo(json.dumps(result.as_json(), ensure_ascii=False))
     return 128 + result.signal if result.signal else 0

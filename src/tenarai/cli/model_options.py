@@ -20,6 +20,8 @@ model_options = apply(
         option(GROUP, "-m", "--model", "path", metavar="MODEL", required=True,
                help="A GGUF file, a name that `tenarai pull` knows, a run's folder, a checkpoint, "
                     "a Hugging Face folder, or llm.c's file."),
+        option(GROUP, "--lora", metavar="PATH",
+               help="An adapter on it: a PEFT folder, a GGUF adapter, or a run of `finetune`."),
         option(GROUP, "-t", "--threads", metavar="N", type=click.IntRange(1),
                help="Threads of the kernels (one a core by default)."),
         option(GROUP, "--activations", type=click.Choice(["int8", "float32"]), default="int8",
@@ -65,6 +67,7 @@ def open_model(flags: dict[str, Any], usual: int | None = USUAL_CONTEXT) -> tupl
         click.echo(f"-ngl {layers}: no GPU is used here, all layers run on the CPU", err=True)
     path, context = model_path(flags.pop("path")), flags.pop("context")
     rest = {"activations": flags.pop("activations"), "threads": flags.pop("threads")}
+    rest["lora"] = flags.pop("lora")
     model = load(path, context=context or None, **rest)
     if context is None and usual is not None and model.config.context > usual:
         model = model.for_context(usual)

@@ -7,7 +7,7 @@ adapter_exchange.py.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,9 @@ import numpy as np
 from tenarai.errors import TenaraiError
 from tenarai.ops.gradient import FROZEN, Gradient
 from tenarai.ops.lora import LoraGradient, LoraWeight
-from tenarai.quant import QuantTensor
+from tenarai.quant import Format, QuantTensor
 
-from .table import Fused, Param
+from .table import Param, Weight
 
 Array = np.ndarray
 A, B = ".lora_a", ".lora_b"
@@ -82,10 +82,7 @@ def adapter_table(params: Sequence[Param], rank: int) -> tuple[Param, ...]:
         O, I = p.shape
         stem = p.name.removesuffix(".weight")
         table.append(Param(stem + A, (rank, I), (3 * I) ** -0.5, decay=True))
-        rows: Fused | None = p.fused
-        table.append(
-            Param(stem + B, (O, rank), 0.0, decay=True, fused=rows, rope_heads=p.rope_heads)
-        )
+        table.append(Param(stem + B, (O, rank), 0.0, decay=True))
     return tuple(table)
 
 
@@ -137,17 +134,51 @@ class Adapted(Mapping[str, Any]):
 
     def expanded(self) -> Mapping[str, Array]:
         """Merged, in float32, each made when it is asked for."""
-        return _Merged(self)
+        return Merged(self).expanded()
 
 
-class _Merged(Mapping[str, Array]):
-    def __init__(self, weights: Adapted):
+class Merged(Mapping[str, Weight]):
+    """An adapted model's weights with W + s B A in the place of W, each made when asked for.
+
+    In float32; with `requantise`, which makes a QuantTensor of an array and a format, in the
+    format that W has. Weights without an adapter stay as they are.
+    """
+
+    def __init__(
+        self, weights: Adapted, requantise: Callable[[Array, Format], Weight] | None = None
+    ):
+        self._weights, self._requantise = weights, requantise
+        self.table = weights.table
+
+    def __getitem__(self, name: str) -> Weight:
+        w = self._weights[name]
+        if not isinstance(w, LoraWeight):
+            return w
+        merged = w.merged()
+        if self._requantise is not None and isinstance(w.base, QuantTensor):
+            return self._requantise(merged, w.base.format)
+        return merged
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    @property
+    def count(self) -> int:
+        return int(self._weights.base.count)
+
+    def expanded(self) -> Mapping[str, Array]:
+        return _Expanded(self)
+
+
+class _Expanded(Mapping[str, Array]):
+    def __init__(self, weights: Mapping[str, Weight]):
         self._weights = weights
 
     def __getitem__(self, name: str) -> Array:
         w = self._weights[name]
-        if isinstance(w, LoraWeight):
-            return w.merged()
         return w.dequantize() if isinstance(w, QuantTensor) else w
 
     def __iter__(self) -> Iterator[str]:
