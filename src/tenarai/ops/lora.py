@@ -166,5 +166,6 @@ class Tuning:
             named["documents"] = self.documents
         return self.below.attention_forward(q, k, v, sinks, **named)
 
-    def linear_cross_entropy_forward(self, x, w, targets, dw=None, dloss=1.0):
-        return self.below.linear_cross_entropy_forward(x, w, targets, dw, dloss * self.dloss)
+    def linear_cross_entropy_forward(self, x, w, targets, dw=None, dloss=1.0, **named):
+        dloss = dloss * self.dloss
+        return self.below.linear_cross_entropy_forward(x, w, targets, dw, dloss, **named)
