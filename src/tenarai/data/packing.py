@@ -51,7 +51,8 @@ class Rows:
 class PackedLoader:
     """`next()` gives (Rows, targets (B, T) int32, −1 where none counts).
 
-    pack=False puts one example into a row. shuffle=False keeps the order, for validation.
+    pack=False puts one example into a row; then `group` examples stay side by side, as pairs do.
+    shuffle=False keeps the order, for validation.
     Raises DataError where there is no example, or one does not fit into a row of `context`.
     """
 
@@ -64,7 +65,10 @@ class PackedLoader:
         *,
         pack: bool = True,
         shuffle: bool = True,
+        group: int = 1,
     ):
+        if group > 1 and (pack or batch % group or len(examples) % group):
+            raise ValueError(f"groups of {group} in {len(examples)} examples, batches of {batch}")
         if not examples:
             raise DataError("there is no example to learn from")
         for example in examples:
@@ -73,7 +77,7 @@ class PackedLoader:
                     f"{example.where}: has {len(example.ids)} tokens, a row takes {context + 1}"
                 )
         self.batch, self.context, self.seed = batch, context, seed
-        self.pack, self.shuffle = pack, shuffle
+        self.pack, self.shuffle, self.group = pack, shuffle, group
         self._examples = list(examples)
         self._begin(0)
 
@@ -90,10 +94,11 @@ class PackedLoader:
     def _begin(self, epoch: int) -> None:
         """Lay an epoch's rows out: which examples each holds."""
         self._epoch, self._index = epoch, 0
-        n = len(self._examples)
+        n = len(self._examples) // self.group
         order = np.arange(n)
         if self.shuffle:
             order = Permutation(n, derive(self.seed, epoch, 3))(order)
+        order = (order[:, None] * self.group + np.arange(self.group)).reshape(-1)
         rows = _first_fit([self._examples[i].places for i in order], self.context, self.pack)
         self._rows = [[int(order[i]) for i in row] for row in rows]
 

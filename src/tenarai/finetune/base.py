@@ -22,6 +22,7 @@ from tenarai.models.lora import (
 )
 from tenarai.models.table import FileWeights, Weights
 from tenarai.ops.lora import Tuning
+from tenarai.ops.preference import LogProbs, Preference
 
 Array = np.ndarray
 
@@ -34,6 +35,8 @@ class Tuned:
     weights: Any  # what the model is called with: an Adapted, or `trained` itself
     trained: Weights
     lora: LoraConfig | None
+    beta: float | None = None  # of DPO; None: cross-entropy
+    margins: Array = field(default_factory=lambda: np.zeros(0), init=False)  # of the last pairs
     names: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -43,23 +46,36 @@ class Tuned:
         self, ops: Tuning, rows: Rows, targets: Array, dropout: Dropout | None, grads: Any
     ) -> float:
         """Add a micro-batch's gradients to `grads`, which are as `trained`; → its loss."""
-        ops.seed = None if dropout is None else seed_of(dropout)
-        ops.documents = rows.documents
         try:
+            self._begin(ops, rows, targets)
+            ops.seed = None if dropout is None else seed_of(dropout)
             wanted = AdapterGradients(grads, self.names) if self.lora else grads
             loss, saved = self._forward(ops, rows.tokens, targets, wanted, dropout)
             self.model.backward(ops, self.weights, saved, wanted)
         finally:
-            ops.seed = ops.documents = None
+            self._end(ops)
         return float(loss)
 
     def loss(self, ops: Tuning, rows: Rows, targets: Array) -> float:
         """Without gradients or dropout."""
-        ops.documents = rows.documents
         try:
+            self._begin(ops, rows, targets)
             return float(self._forward(ops, rows.tokens, targets, None, None)[0])
         finally:
-            ops.documents = None
+            self._end(ops)
+
+    def _begin(self, ops: Tuning, rows: Rows, targets: Array) -> None:
+        """Which places a row's see, and which loss: of preferences, against the base's."""
+        ops.documents = rows.documents
+        if self.beta is not None:
+            ops.head = base = LogProbs()
+            self.model.forward(ops, self.weights.base, rows.tokens, targets)
+            ops.head = Preference(self.beta, base.values)
+
+    def _end(self, ops: Tuning) -> None:
+        if isinstance(ops.head, Preference):
+            self.margins = ops.head.margins
+        ops.seed = ops.documents = ops.head = None
 
     def _forward(self, ops, tokens, targets, grads, dropout) -> tuple[Any, Any]:
         more = (dropout,) if isinstance(self.model, GPT2) else ()
@@ -71,15 +87,28 @@ def seed_of(dropout: Dropout) -> int:
     return (dropout.seed + 0x9E3779B97F4A7C15 * (dropout.draw + 1)) % (1 << 64)
 
 
-def tuned(model: AnyModel, weights: Any, lora: LoraConfig | None, recompute: bool) -> Tuned:
-    """The model with an adapter that is yet to be drawn, or with every weight to be trained.
+def tuned(
+    model: AnyModel,
+    weights: Any,
+    lora: LoraConfig | None,
+    recompute: bool = False,
+    beta: float | None = None,
+) -> Tuned:
+    """The model with an adapter that is yet to be drawn, or with every weight to be trained. With
+    `beta`, from preferences.
 
-    Raises TenaraiError: weights that are quantised cannot be trained themselves.
+    Raises TenaraiError: weights that are quantised cannot be trained themselves; preferences are
+    learned beside the model as it was, which an adapter leaves there.
     """
+    if beta is not None and lora is None:
+        raise TenaraiError(
+            "--dpo holds the model against what it was, which an adapter leaves as it is: ask for "
+            "one (--lora 16)"
+        )
     model = replace(model, recompute=recompute)
     if lora is not None:
         trained = Weights(adapter_table(chosen_layers(model.table(), lora.layers), lora.rank))
-        return Tuned(model, Adapted(weights, trained, lora), trained, lora)
+        return Tuned(model, Adapted(weights, trained, lora), trained, lora, beta)
     return Tuned(model, full := _floats(model, weights), full, None)
 
 

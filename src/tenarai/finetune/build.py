@@ -56,7 +56,8 @@ def build(
     if base.tokenizer is None:
         raise TenaraiError(f"{about['model']}: no tokenizer lies beside this model, to read text")
     lora = settings.lora.config if settings.lora.rank else None
-    subject = tuned(base.model, base.params, lora, settings.model.recompute)
+    beta = settings.preferences.beta if settings.preferences.dpo else None
+    subject = tuned(base.model, base.params, lora, settings.model.recompute, beta)
     template = _template(base) if settings.data.template else None
     longest = settings.model.context + 1
     encode = Encoder(base.tokenizer, template, longest, settings.data.truncate)
@@ -107,11 +108,14 @@ def _loaders(
     settings: Settings, sets: Sets, subject: Tuned
 ) -> tuple[Settings, tuple[PackedLoader, PackedLoader]]:
     """Of rows as long as they need be, and the steps that so many epochs are."""
-    pack, batch = settings.data.pack and packs(subject.model), settings.optimiser.batch
+    pairs = subject.beta is not None
+    pack = settings.data.pack and packs(subject.model) and not pairs
+    batch, group = settings.optimiser.batch * (2 if pairs else 1), 2 if pairs else 1
     longest = max(e.places for e in (*sets.train, *sets.val))
     T = settings.model.context if pack else min(settings.model.context, -(-longest // 32) * 32)
-    train = PackedLoader(sets.train, batch, T, settings.run.seed, pack=pack)
-    val = PackedLoader(sets.val, batch, T, pack=pack, shuffle=False)
+    how: dict[str, Any] = {"pack": pack, "group": group}
+    train = PackedLoader(sets.train, batch, T, settings.run.seed, **how)
+    val = PackedLoader(sets.val, batch, T, shuffle=False, **how)
     model = dataclasses.replace(settings.model, context=T)
     schedule = settings.schedule
     if schedule.epochs:
@@ -126,7 +130,7 @@ def _take(tuner: Tuner, process: int, report: Report) -> int:
     for name in ("matplotlib.figure", "matplotlib.backends.backend_agg"):
         importlib.import_module(name)
     arena, s = tuner.ops.arena, tuner.settings
-    tokens = np.zeros((s.optimiser.batch, s.model.context), np.int32)
+    tokens = np.zeros((tuner.state.loader.batch, s.model.context), np.int32)
     documents = np.zeros_like(tokens) if tuner.state.loader.pack else None
     rows, dropout = Rows(tokens, documents), Dropout(0, 0)
     plans = Plans(

@@ -35,6 +35,8 @@ def read_sets(source: PathName, settings: Settings, encode: Encoder) -> Sets:
     """Raises TenaraiError: what cannot be read, which line; too little to set some apart."""
     data, seed = settings.data, settings.run.seed
     if not _is_lines(source):
+        if settings.preferences.dpo:
+            raise DataError(f"{source}: --dpo learns from JSON lines of pairs of answers")
         train = _texts(source, encode)
         if data.val:
             val = _texts(data.val, encode)
@@ -49,16 +51,23 @@ def read_sets(source: PathName, settings: Settings, encode: Encoder) -> Sets:
             windows_of(train, T, str(source)), windows_of(val, T, data.val or str(source)), prompt,
             False,
         )  # fmt: skip
-    records = read_records(source)
+    pairs = settings.preferences.dpo
+    records = read_records(source, pairs)
     if data.val:
-        val_records = read_records(data.val)
+        val_records = read_records(data.val, pairs)
     else:
         records, val_records = split(records, data.val_share, seed, str(source))
     question = next((_question(r) for r in val_records if r.messages), "")
     prompt = question or val_records[0].text[:32].rsplit(" ", 1)[0]
-    return Sets(
-        [encode(r) for r in records], [encode(r) for r in val_records], prompt, bool(question)
-    )
+    train_set, val_set = _examples(encode, records, pairs), _examples(encode, val_records, pairs)
+    return Sets(train_set, val_set, prompt, bool(question))
+
+
+def _examples(encode: Encoder, records: Sequence[Record], pairs: bool) -> list[Example]:
+    """Of pairs the chosen and the rejected answer, one after the other."""
+    if pairs:
+        return [example for r in records for example in encode.pair(r)]
+    return [encode(r) for r in records]
 
 
 def split(

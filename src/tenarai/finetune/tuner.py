@@ -17,7 +17,7 @@ from tenarai.models.families import name_of
 from tenarai.models.gpt2 import Dropout
 from tenarai.tokenizers.chat import ChatTemplate, encode_chat
 from tenarai.train.loop import Trainer
-from tenarai.train.metrics import Record
+from tenarai.train.metrics import Record, rounded
 from tenarai.train.plot import plot_loss
 
 from .base import Tuned
@@ -73,4 +73,8 @@ class Tuner(Trainer):
     def _record(self, loss: float, lr: float, norm: float, seconds: float) -> Record:
         record = super()._record(loss, lr, norm, seconds)
         record["epoch"] = self.state.loader.epoch
+        if self.tuned.beta is not None:
+            z = self.tuned.margins
+            record["margin"] = rounded(float(z.mean()))
+            record["accuracy"] = rounded(float((z > 0).mean()))
         return record

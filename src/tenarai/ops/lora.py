@@ -80,6 +80,10 @@ class _Saved(NamedTuple):
     dropped: Any  # what the dropout saved
 
 
+class _OfHead(NamedTuple):
+    dx: Array | None
+
+
 class _SavedGelu(NamedTuple):
     linear: _Saved
     gelu: Any
@@ -89,15 +93,15 @@ class Tuning:
     """`below`, ops of any kind, which take LoraWeights too. Everything else is theirs.
 
     seed: of this pass's dropout; None draws no masks. documents: (B, T) int32, which document of
-    a packed row each place belongs to: attention stays within it; None for one a row. dloss: what
-    the loss counts in the step.
+    a packed row each place belongs to: attention stays within it; None for one a row. head: what
+    takes the place of cross-entropy (preference.py), called with `below` and that op's arguments.
     """
 
     def __init__(self, below: Any):
         self.below = below
         self.seed: int | None = None
         self.documents: Array | None = None
-        self.dloss = 1.0
+        self.head: Any = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.below, name)
@@ -167,5 +171,12 @@ class Tuning:
         return self.below.attention_forward(q, k, v, sinks, **named)
 
     def linear_cross_entropy_forward(self, x, w, targets, dw=None, dloss=1.0, **named):
-        dloss = dloss * self.dloss
-        return self.below.linear_cross_entropy_forward(x, w, targets, dw, dloss, **named)
+        if self.head is None:
+            return self.below.linear_cross_entropy_forward(x, w, targets, dw, dloss, **named)
+        loss, dx = self.head(self.below, x, w, targets, dw, dloss)
+        return loss, _OfHead(dx)
+
+    def linear_cross_entropy_backward(self, saved):
+        if isinstance(saved, _OfHead):
+            return saved.dx
+        return self.below.linear_cross_entropy_backward(saved)
