@@ -5,6 +5,7 @@
 // piece at a time (quant_rows.h). Both read a weight once for few rows of x.
 #include "ops.h"
 #include "parts.h"
+#include "quant_bytes.h"
 #include "quant_gemm.h"
 #include "quant_rows.h"
 
@@ -62,6 +63,32 @@ void forward_many(Pool& pool, const Forward& forward, const float* x, const Pane
   }
 }
 
+#if defined(__AVX512VNNI__)
+// Many rows in bytes; the activations are rounded for all threads.
+void forward_bytes(Pool& pool, const Forward& forward, const float* x, const ByteSource& w, i64 M) {
+  const size_t shared = ByteRows::bytes(at_most(M, kRowsRounded), w.I);
+  char* first = static_cast<char*>(pool.scratch(0, shared + sizeof(BytePanel)));
+  for (i64 m0 = 0; m0 < M; m0 += kRowsRounded) {
+    const i64 rows = at_most(kRowsRounded, M - m0);
+    const ByteRows activations(first, rows, w.I);
+    parallel(pool, [&](int thread) {
+      const Range range = split(activations.M, pool.threads(), thread);
+      activations.round(x + m0 * w.I, w.I, rows, range.begin, range.end);
+    });
+    const i64 stride = forward.stride;
+    const Forward part{forward.c + m0 * stride, stride, forward.bias,
+                       forward.residual ? forward.residual + m0 * stride : nullptr};
+    const Grid grid = choose_grid(rows, w.O, pool.threads());
+    parallel(pool, [&](int thread) {
+      void* panel = thread == 0 ? first + shared : pool.scratch(thread, sizeof(BytePanel));
+      ByteProduct{part, w, activations, rows}.rectangle(
+          split(rows, grid.rows, thread / grid.columns, kTileRows),
+          split(w.O, grid.columns, thread % grid.columns, kCols), static_cast<BytePanel*>(panel));
+    });
+  }
+}
+#endif
+
 void forward_exact(Pool& pool, const Forward& forward, const float* x, const PieceRows& rows, i64 M,
                    i64 I, i64 O) {
   if (M > kMostRows) return multiply(pool, Along<Same>{x, I}, Expanded{rows}, forward, M, O, I);
@@ -93,6 +120,9 @@ void quant_linear_forward(Pool& pool, float* y, const float* x, const uint8_t* w
   const auto integers = [&](auto sample) {
     const Reader reader = reader_of<decltype(sample)>();
     const QuantRows rows{reader, w, O, I, row_bytes};
+#if defined(__AVX512VNNI__)
+    if (M > kMostRows) return forward_bytes(pool, forward, x, ByteSource{rows}, M);
+#endif
     M <= kMostRows ? forward_few(pool, forward, x, rows, M)
                    : forward_many(pool, forward, x, PanelSource{rows}, M);
   };

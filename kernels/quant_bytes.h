@@ -1,0 +1,338 @@
+// Many rows times a quantised weight in bytes: a prompt, where the machine multiplies bytes four at
+// a time (AVX-512 VNNI). Weights are expanded into panels of bytes, activations are rounded to bytes:
+//
+//     x[i] ≈ x_scale[i / 32] · q[i]                  |q| <= 127
+//     w[i] ≈ scale[i / 128] · (u[i] − 128)           K formats, 0 <= u < 256
+//     w[i] = scale[i / 32] · (u[i] − 128) − min[i / 32]   plain formats, exactly
+//
+//   each thread has a rectangle of y, for itself
+//     for outputs of it, kCols at a time
+//       for groups of 256
+//         expand and transpose kCols × 256 bytes           stays in L1, 12 KB
+//         for rows of it, kTileRows at a time
+//           micro-kernel: sums of 32 products in integers, kTileRows × kCols in registers,
+//           each times x_scale into floats; y += scale · those
+//
+// Blocks of 32 activations keep what lies beside an outlier; 128 weights a scale cost a quarter of
+// the conversions that 32 would, and what rounding them adds is less than what finer blocks of
+// activations spare (docs/LOG.md). A row of y is the same whatever other rows there are.
+#pragma once
+
+#include "quant_dot.h"
+
+#if defined(__AVX512VNNI__)
+
+namespace tenarai {
+namespace TENARAI_ISA {
+
+constexpr i64 kTileRows = 4;
+constexpr i64 kBlocks = kGroup / kBlock;  // of activations in a group
+constexpr i64 kHalf = kGroup / 2;         // weights of a K format that share a scale
+
+// M rows of activations, group by group, and zeros up to a multiple of kTileRows.
+struct ByteRows {
+  i64 M, groups;
+  int8_t* q;       // (groups, M, 256)
+  float* scale;    // (groups, M, 8)
+  float* sums;     // (groups, M, 8): scale · Σ q
+  int32_t* start;  // (groups, M, 8): −128 Σ q, because weights are stored 128 higher
+
+  static size_t bytes(i64 M, i64 I) {
+    const i64 rows = round_up(M, kTileRows);
+    return static_cast<size_t>(Activations::groups_of(I) * rows) * (kGroup + kBlocks * 12);
+  }
+  ByteRows(void* memory, i64 rows, i64 I)
+      : M(round_up(rows, kTileRows)), groups(Activations::groups_of(I)) {
+    q = static_cast<int8_t*>(memory);
+    scale = reinterpret_cast<float*>(q + groups * M * kGroup);
+    sums = scale + groups * M * kBlocks;
+    start = reinterpret_cast<int32_t*>(sums + groups * M * kBlocks);
+  }
+
+  // Rows [begin, end) of x (rows, I).
+  void round(const float* x, i64 I, i64 rows, i64 begin, i64 end) const {
+    for (i64 m = begin; m < end; ++m)
+      for (i64 i = 0; i < groups * kGroup; i += kBlock) {
+        const i64 at = (i / kGroup * M + m) * kBlocks + i % kGroup / kBlock;
+        const i64 n = m < rows ? at_most(kBlock, I - i) : 0;
+        round_block(at, x + m * I + i, n < 0 ? 0 : n);
+      }
+  }
+
+ private:
+  // The largest is found as an integer, so that a NaN is larger than all and makes the scale NaN.
+  void round_block(i64 at, const float* x, i64 n) const {
+    const auto mask = [n](i64 from) {
+      const i64 left = n - from;
+      return static_cast<__mmask16>(left >= 16 ? 0xffff : left > 0 ? (1 << left) - 1 : 0);
+    };
+    const __m512 a = _mm512_maskz_loadu_ps(mask(0), x), b = _mm512_maskz_loadu_ps(mask(16), x + 16);
+    const __m512i size = _mm512_set1_epi32(0x7fffffff);
+    const int32_t most =
+        _mm512_reduce_max_epi32(_mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(a), size),
+                                                 _mm512_and_si512(_mm512_castps_si512(b), size)));
+    float max;
+    std::memcpy(&max, &most, 4);
+    const __m512 inverse = _mm512_set1_ps(max > 1e-30f ? 127.0f / max : 0.0f);
+    const __m512i p = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)),
+                  r = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
+    _mm_storeu_si128((__m128i*)(q + at * kBlock), _mm512_cvtsepi32_epi8(p));
+    _mm_storeu_si128((__m128i*)(q + at * kBlock + 16), _mm512_cvtsepi32_epi8(r));
+    const int32_t sum = _mm512_reduce_add_epi32(_mm512_add_epi32(p, r));
+    scale[at] = max / 127.0f;
+    sums[at] = scale[at] * static_cast<float>(sum);
+    start[at] = -128 * sum;
+  }
+};
+
+// kCols rows of one group of weights.
+struct BytePanel {
+  alignas(64) uint8_t bytes[kGroup * kCols];  // [pair of pairs][kCols][4]
+  alignas(64) float scale[kBlocks * kCols];   // [2 or 8][kCols]
+  alignas(64) float min[kBlocks * kCols];     // [8][kCols], of plain formats
+};
+
+// y (kTileRows, kCols), `stride` apart, += a group of rows of x times a panel. x, scale, sums and
+// start are those of the first row.
+template <bool kSuper, bool kMin>
+static void byte_kernel(float* y, i64 stride, const int8_t* x, const float* x_scale,
+                        const float* x_sums, const int32_t* start, const BytePanel& panel) {
+#define TENARAI_TILE(X) X(0) X(1) X(2) X(3)
+  const uint8_t* w = panel.bytes;
+  const float* scale = panel.scale;
+  const auto at = [](const auto* p) __attribute__((always_inline)) { return _mm512_load_si512(p); };
+  constexpr int kParts = kSuper ? 2 : 1;  // of a group, that have sums in floats of their own
+  for (int part = 0; part < kParts; ++part) {
+#define DECLARE(i) __m512 f##i##0 = {}, f##i##1 = {}, f##i##2 = {};
+    TENARAI_TILE(DECLARE)
+#undef DECLARE
+    for (int j = part * 8 / kParts; j < (part + 1) * 8 / kParts; ++j) {
+#define DECLARE(i)                                             \
+  __m512i c##i##0 = _mm512_set1_epi32(start[i * kBlocks + j]), \
+          c##i##1 = c##i##0, c##i##2 = c##i##0;
+      TENARAI_TILE(DECLARE)
+#undef DECLARE
+#pragma GCC unroll 8
+      for (int k = 0; k < 8; ++k, w += 4 * kCols) {
+        const __m512i b0 = at(w), b1 = at(w + 64), b2 = at(w + 128);
+#define ACCUMULATE(i)                                      \
+  {                                                        \
+    int32_t four;                                          \
+    std::memcpy(&four, x + i * kGroup + j * 32 + k * 4, 4); \
+    const __m512i a = _mm512_set1_epi32(four);             \
+    c##i##0 = _mm512_dpbusd_epi32(c##i##0, b0, a);         \
+    c##i##1 = _mm512_dpbusd_epi32(c##i##1, b1, a);         \
+    c##i##2 = _mm512_dpbusd_epi32(c##i##2, b2, a);         \
+  }
+        TENARAI_TILE(ACCUMULATE)
+#undef ACCUMULATE
+      }
+      const __m512 s0 = _mm512_load_ps(scale + j * kCols), s1 = _mm512_load_ps(scale + j * kCols + 16),
+                   s2 = _mm512_load_ps(scale + j * kCols + 32);
+      const float* min = panel.min + j * kCols;
+#define SCALE(i, v, s)                                                              \
+  f##i##v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(c##i##v), kSuper ? t : t * s, f##i##v); \
+  if constexpr (kMin) f##i##v = _mm512_fnmadd_ps(_mm512_load_ps(min + 16 * v), u, f##i##v);
+#define FINISH(i)                                                 \
+  {                                                               \
+    const __m512 t = _mm512_set1_ps(x_scale[i * kBlocks + j]);    \
+    const __m512 u = _mm512_set1_ps(kMin ? x_sums[i * kBlocks + j] : 0.0f); \
+    SCALE(i, 0, s0) SCALE(i, 1, s1) SCALE(i, 2, s2)               \
+    (void)u;                                                      \
+  }
+      TENARAI_TILE(FINISH)
+#undef FINISH
+#undef SCALE
+    }
+    const float* of_part = scale + part * kCols;
+#define ADD(i, v)                                                                              \
+  {                                                                                            \
+    float* to = y + i * stride + 16 * v;                                                       \
+    const __m512 before = _mm512_loadu_ps(to);                                                 \
+    _mm512_storeu_ps(to, kSuper ? _mm512_fmadd_ps(f##i##v, _mm512_load_ps(of_part + 16 * v), before) \
+                                : before + f##i##v);                                           \
+  }
+#define FINISH(i) ADD(i, 0) ADD(i, 1) ADD(i, 2)
+    TENARAI_TILE(FINISH)
+#undef FINISH
+#undef ADD
+  }
+#undef TENARAI_TILE
+}
+using ByteKernel = void (*)(float*, i64, const int8_t*, const float*, const float*, const int32_t*,
+                            const BytePanel&);
+
+// A quantised matrix (O, I) as panels of bytes.
+struct ByteSource : QuantRows {
+  bool super() const { return reader.layout == Layout::super; }
+  ByteKernel kernel() const {
+    return super() ? &byte_kernel<true, false>
+           : reader.min ? &byte_kernel<false, true>
+                        : &byte_kernel<false, false>;
+  }
+
+  // Rows o .. o + kCols, zeros past the last, of group g.
+  void pack(BytePanel* to, i64 o, i64 g) const {
+    for (int v = 0; v < kCols; v += kLanes) {
+      Group groups[kLanes];
+      for (int r = 0; r < kLanes; ++r)
+        if (o + v + r < O)
+          unpack(groups + r, o + v + r, g);
+        else
+          groups[r] = Group{};
+      __m512i bytes[kLanes][4];
+      for (int r = 0; r < kLanes; ++r)
+        super() ? to_bytes(groups + r, to, v + r, bytes[r]) : keep(groups + r, to, v + r, bytes[r]);
+      for (int c = 0; c < 4; ++c) {
+        vf rows[kLanes];
+#pragma GCC unroll 16
+        for (int r = 0; r < kLanes; ++r) rows[r] = (vf)bytes[r][c];
+        transpose(rows);
+#pragma GCC unroll 16
+        for (int r = 0; r < kLanes; ++r)
+          std::memcpy(to->bytes + ((c * kLanes + r) * kCols + v) * 4, rows + r, sizeof rows[r]);
+      }
+    }
+  }
+  // Asks for part `part` of `parts` of what pack will read.
+  void prefetch(i64 o, i64 g, i64 part, i64 parts) const {
+    const Range lines = split(at_most(kCols, O - o), parts, part);
+    for (i64 r = lines.begin; r < lines.end; ++r)
+      for (i64 i = 0; i < reader.group_bytes + 63; i += 64)
+        __builtin_prefetch(group(o + r, g) + i, 0, 2);
+  }
+
+ private:
+  // 64 words as bytes in their order, 128 higher.
+  static TENARAI_ALWAYS __m512i narrow(vs a, vs b, __m512i order) {
+    const __m512i v = _mm512_packs_epi16((__m512i)a, (__m512i)b);
+    return _mm512_xor_si512(_mm512_permutexvar_epi64(order, v), _mm512_set1_epi8(-128));
+  }
+  static TENARAI_ALWAYS __m512i plain_order() { return _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7); }
+
+  // Levels of plain formats are bytes already.
+  void keep(const Group* from, BytePanel* to, int line, __m512i* bytes) const {
+    const __m512i order = reader.layout == Layout::paired ? _mm512_setr_epi64(0, 2, 1, 3, 4, 6, 5, 7)
+                                                          : plain_order();
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) bytes[c] = narrow(from->words[2 * c], from->words[2 * c + 1], order);
+    for (int j = 0; j < 8; ++j) to->scale[j * kCols + line] = from->scale[j];
+    if (reader.min)
+      for (int j = 0; j < 8; ++j) to->min[j * kCols + line] = from->min[2 * j];
+  }
+
+  // d · words − min, rounded twice: to 15 bits below a bound for the whole group, then to bytes
+  // below the largest of each half.
+  void to_bytes(const Group* from, BytePanel* to, int line, __m512i* bytes) const {
+    constexpr float kFull = 16000.0f;
+    const int shift = 31 - __builtin_clz(static_cast<unsigned>(32767 / reader.most_word));
+    const float d = from->scale[0], most = static_cast<float>(reader.most_word);
+    const float size = d < 0 ? -d : d;
+    const float bound = size * most + (reader.min ? largest(_mm512_load_ps(from->min)) : 0.0f);
+    const float unit = bound > 1e-30f ? kFull / bound : 0.0f;  // 0: what is that small is nothing
+    const __m512i factor = word(d * unit * static_cast<float>(1 << 15 >> shift));
+    __m512i minima = {};
+    if (reader.min)
+      minima = _mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(
+          _mm512_cvtps_epi32(_mm512_load_ps(from->min) * _mm512_set1_ps(unit))));
+    const __m128i left = _mm_cvtsi32_si128(shift);
+    const __m512i halves = _mm512_maskz_set1_epi16(0xffff0000u, 1);
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      __m512i v[4], highest = {};
+#pragma GCC unroll 4
+      for (int c = 0; c < 4; ++c) {
+        const int chunk = 4 * half + c;
+        v[c] = _mm512_mulhrs_epi16(_mm512_sll_epi16((__m512i)from->words[chunk], left), factor);
+        if (reader.min)
+          v[c] = _mm512_sub_epi16(
+              v[c], _mm512_permutexvar_epi16(
+                        _mm512_add_epi16(halves, _mm512_set1_epi16(static_cast<short>(2 * chunk))),
+                        minima));
+        highest = _mm512_max_epi16(highest, _mm512_abs_epi16(v[c]));
+      }
+      const int top = largest_word(highest);
+      const int times = top > 127 ? 127 * 32768 / top : 32767;
+      const __m512i by = _mm512_set1_epi16(static_cast<short>(times));
+#pragma GCC unroll 2
+      for (int c = 0; c < 2; ++c)
+        bytes[2 * half + c] = narrow((vs)_mm512_mulhrs_epi16(v[2 * c], by),
+                                     (vs)_mm512_mulhrs_epi16(v[2 * c + 1], by), plain_order());
+      to->scale[half * kCols + line] = bound / kFull * (32768.0f / static_cast<float>(times));
+    }
+  }
+  // Of sizes; NaN where there is one.
+  static TENARAI_ALWAYS float largest(__m512 v) {
+    const __m512i size = _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fffffff));
+    const int32_t most = _mm512_reduce_max_epi32(size);
+    float max;
+    std::memcpy(&max, &most, 4);
+    return max;
+  }
+  // Of words none of which is negative.
+  static TENARAI_ALWAYS int largest_word(__m512i v) {
+    const __m256i half = _mm256_max_epi16(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
+    const __m128i eight = _mm_max_epi16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    const __m128i inverse = _mm_xor_si128(eight, _mm_set1_epi32(-1));
+    return 65535 - (_mm_cvtsi128_si32(_mm_minpos_epu16(inverse)) & 0xffff);
+  }
+  static TENARAI_ALWAYS __m512i word(float x) {
+    return _mm512_set1_epi16(static_cast<short>(_mm_cvtss_si32(_mm_set_ss(x))));
+  }
+};
+
+// y (M, O) = x wᵀ + bias + residual.
+struct ByteProduct {
+  const Forward& forward;
+  const ByteSource& w;
+  const ByteRows& x;
+  i64 M;
+
+  void rectangle(Range rows, Range outputs, BytePanel* panel) const {
+    const ByteKernel kernel = w.kernel();
+    const i64 tiles = (rows.end - rows.begin + kTileRows - 1) / kTileRows;
+    for (i64 o = outputs.begin; o < outputs.end; o += kCols) {
+      const i64 n = at_most(kCols, outputs.end - o);
+      for (i64 m = rows.begin; m < rows.end; ++m)
+        for (i64 j = 0; j < n; j += kLanes) {
+          const i64 lanes = at_most(kLanes, n - j);
+          store_n(forward.c + m * forward.stride + o + j, forward.start(m, o + j, lanes), lanes);
+        }
+      for (i64 g = 0; g < x.groups; ++g) {
+        w.pack(panel, o, g);
+        const i64 next_g = g + 1 < x.groups ? g + 1 : 0, next_o = next_g ? o : o + kCols;
+        for (i64 t = 0; t < tiles; ++t) {
+          if (next_o < outputs.end) w.prefetch(next_o, next_g, t, tiles);
+          const i64 m = rows.begin + t * kTileRows;
+          tile(kernel, *panel, m, at_most(kTileRows, rows.end - m), o, n, g);
+        }
+      }
+    }
+  }
+
+ private:
+  void tile(ByteKernel kernel, const BytePanel& panel, i64 m, i64 rows, i64 o, i64 n, i64 g) const {
+    const i64 at = g * x.M + m;
+    float* y = forward.c + m * forward.stride + o;
+    const auto multiply = [&](float* to, i64 stride) __attribute__((always_inline)) {
+      kernel(to, stride, x.q + at * kGroup, x.scale + at * kBlocks, x.sums + at * kBlocks,
+             x.start + at * kBlocks, panel);
+    };
+    if (rows == kTileRows && n == kCols) {
+      for (i64 i = 0; i < kTileRows; ++i)  // needed when the first sums are done
+        for (i64 j = 0; j < kCols; j += 16) __builtin_prefetch(y + i * forward.stride + j, 1);
+      return multiply(y, forward.stride);
+    }
+    alignas(64) float edge[kTileRows * kCols] = {};
+    for (i64 i = 0; i < rows; ++i)
+      std::memcpy(edge + i * kCols, y + i * forward.stride, static_cast<size_t>(n) * 4);
+    multiply(edge, kCols);
+    for (i64 i = 0; i < rows; ++i)
+      std::memcpy(y + i * forward.stride, edge + i * kCols, static_cast<size_t>(n) * 4);
+  }
+};
+
+}  // namespace TENARAI_ISA
+}  // namespace tenarai
+
+#endif
