@@ -319,8 +319,11 @@ struct ByteProduct {
              x.start + at * kBlocks, panel);
     };
     if (rows == kTileRows && n == kCols) {
-      for (i64 i = 0; i < kTileRows; ++i)  // needed when the first sums are done
+      for (i64 i = 0; i < kTileRows; ++i) {  // needed when the first sums are done, or next
         for (i64 j = 0; j < kCols; j += 16) __builtin_prefetch(y + i * forward.stride + j, 1);
+        const int8_t* next = x.q + (at + kTileRows + i) * kGroup;
+        for (i64 j = 0; j < kGroup; j += 64) __builtin_prefetch(next + j);
+      }
       return multiply(y, forward.stride);
     }
     alignas(64) float edge[kTileRows * kCols] = {};
