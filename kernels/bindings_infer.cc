@@ -5,10 +5,11 @@
 namespace tenarai {
 namespace {
 
-bool rounded(const std::string& activations) {
-  if (activations == "int8") return true;
-  if (activations == "float32") return false;
-  fail("activations: '" + activations + "', expected 'int8' or 'float32'");
+Activations kind_of(const std::string& activations) {
+  if (activations == "bytes") return Activations::bytes;
+  if (activations == "words") return Activations::words;
+  if (activations == "float32") return Activations::float32;
+  fail("activations: '" + activations + "', expected 'bytes', 'words' or 'float32'");
 }
 void quant_linear_forward(Machine& self, Out y, In x, Bytes w, int format, MaybeIn b,
                           MaybeIn residual, std::string activations) {
@@ -18,10 +19,10 @@ void quant_linear_forward(Machine& self, Out y, In x, Bytes w, int format, Maybe
   expect(size(y), M * O, "size of y");
   vector(b, O, "b");
   vector(residual, M * O, "size of residual");
-  const bool r = rounded(activations);
+  const Activations kind = kind_of(activations);
   self.run([=, &self] {
     self.k.quant_linear_forward(self.pool, y.data(), x.data(), w.data(), m.format, pointer(b),
-                                pointer(residual), M, I, O, m.row_bytes, r);
+                                pointer(residual), M, I, O, m.row_bytes, kind);
   });
 }
 void quant_linear_backward(Machine& self, Out dx, Out expanded, In dy, Bytes w, int format) {

@@ -17,6 +17,9 @@ struct Strides {
   int64_t b, t, h;
 };
 
+// What activations become in products with quantised weights.
+enum class Activations { float32, words, bytes };
+
 constexpr int64_t kNoWindow = int64_t{1} << 40;  // wider than any sequence is long
 
 // The options are those of src/tenarai/ops/attention_options.py, which says what each means.
@@ -93,11 +96,12 @@ void linear_backward(Pool&, float* dx, float* dw, float* db, const float* dy, co
                      bool strassen);
 
 // quant_linear.cc. The same without f, with w (O, I) quantised: O rows of row_bytes in the format's
-// blocks, at any address. `rounded`: activations become whole numbers of 12 bits and more, else
-// float32. The backward is that of x alone; expanded (kExpandedRows, I) is for its own use.
+// blocks, at any address. Activations stay float32, or become whole numbers: of 12 bits and more, or
+// of 8, which pays with many rows (words are taken where the CPU has no products of bytes). The
+// backward is that of x alone; expanded (kExpandedRows, I) is for its own use.
 void quant_linear_forward(Pool&, float* y, const float* x, const uint8_t* w, QuantFormat,
                           const float* b, const float* residual, int64_t M, int64_t I, int64_t O,
-                          int64_t row_bytes, bool rounded);
+                          int64_t row_bytes, Activations);
 void quant_linear_backward(Pool&, float* dx, float* expanded, const float* dy, const uint8_t* w,
                            QuantFormat, int64_t M, int64_t I, int64_t O, int64_t row_bytes);
 

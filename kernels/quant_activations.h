@@ -19,7 +19,7 @@ constexpr int32_t kMost = 2048 * kLanes - 1;  // of few rows
 static_assert(kLanes <= 16, "words have 16 bits");
 
 // M rows of I activations, group by group: what one group of weights meets lies together.
-struct Activations {
+struct WordRows {
   i64 M, groups;
   int16_t* q;    // (groups, M, 256), zeros past I
   float* scale;  // (groups, M)
@@ -29,7 +29,7 @@ struct Activations {
   static size_t bytes(i64 M, i64 I) {
     return static_cast<size_t>(groups_of(I) * M) * (kGroup * 2 + (kSums + 1) * 4) + 64;
   }
-  Activations(void* memory, i64 rows, i64 I) : M(rows), groups(groups_of(I)) {
+  WordRows(void* memory, i64 rows, i64 I) : M(rows), groups(groups_of(I)) {
     q = static_cast<int16_t*>(memory);
     sums = reinterpret_cast<float*>(q + groups * M * kGroup);
     scale = sums + groups * M * kSums;
@@ -77,7 +77,7 @@ static inline void round_group(int16_t* q, float* scale, float* sums, const floa
 }
 
 // Rows [begin, end) of x (M, I), rounded to at most `limit`, with `terms` sums a group (8 or 16).
-static inline void round_activations(const Activations& to, const float* x, i64 I, i64 begin,
+static inline void round_activations(const WordRows& to, const float* x, i64 I, i64 begin,
                                      i64 end, bool paired, int32_t limit = kMost,
                                      i64 terms = kSums) {
   for (i64 m = begin; m < end; ++m)

@@ -1,5 +1,6 @@
 // Many rows times a quantised weight in bytes: a prompt, where the machine multiplies bytes four at
-// a time (AVX-512 VNNI). Weights are expanded into panels of bytes, activations are rounded to bytes:
+// a time (AVX-512 VNNI). Weights are expanded into panels of bytes, activations are rounded to
+// bytes:
 //
 //     x[i] ≈ x_scale[i / 32] · q[i]                  |q| <= 127
 //     w[i] ≈ scale[i / 128] · (u[i] − 128)           K formats, 0 <= u < 256
@@ -39,10 +40,10 @@ struct ByteRows {
 
   static size_t bytes(i64 M, i64 I) {
     const i64 rows = round_up(M, kTileRows);
-    return static_cast<size_t>(Activations::groups_of(I) * rows) * (kGroup + kBlocks * 12);
+    return static_cast<size_t>(WordRows::groups_of(I) * rows) * (kGroup + kBlocks * 12);
   }
   ByteRows(void* memory, i64 rows, i64 I)
-      : M(round_up(rows, kTileRows)), groups(Activations::groups_of(I)) {
+      : M(round_up(rows, kTileRows)), groups(WordRows::groups_of(I)) {
     q = static_cast<int8_t*>(memory);
     scale = reinterpret_cast<float*>(q + groups * M * kGroup);
     sums = scale + groups * M * kBlocks;
@@ -107,50 +108,50 @@ static void byte_kernel(float* y, i64 stride, const int8_t* x, const float* x_sc
     TENARAI_TILE(DECLARE)
 #undef DECLARE
     for (int j = part * 8 / kParts; j < (part + 1) * 8 / kParts; ++j) {
-#define DECLARE(i)                                             \
-  __m512i c##i##0 = _mm512_set1_epi32(start[i * kBlocks + j]), \
-          c##i##1 = c##i##0, c##i##2 = c##i##0;
+#define DECLARE(i) \
+  __m512i c##i##0 = _mm512_set1_epi32(start[i * kBlocks + j]), c##i##1 = c##i##0, c##i##2 = c##i##0;
       TENARAI_TILE(DECLARE)
 #undef DECLARE
 #pragma GCC unroll 8
       for (int k = 0; k < 8; ++k, w += 4 * kCols) {
         const __m512i b0 = at(w), b1 = at(w + 64), b2 = at(w + 128);
-#define ACCUMULATE(i)                                      \
-  {                                                        \
-    int32_t four;                                          \
+#define ACCUMULATE(i)                                       \
+  {                                                         \
+    int32_t four;                                           \
     std::memcpy(&four, x + i * kGroup + j * 32 + k * 4, 4); \
-    const __m512i a = _mm512_set1_epi32(four);             \
-    c##i##0 = _mm512_dpbusd_epi32(c##i##0, b0, a);         \
-    c##i##1 = _mm512_dpbusd_epi32(c##i##1, b1, a);         \
-    c##i##2 = _mm512_dpbusd_epi32(c##i##2, b2, a);         \
+    const __m512i a = _mm512_set1_epi32(four);              \
+    c##i##0 = _mm512_dpbusd_epi32(c##i##0, b0, a);          \
+    c##i##1 = _mm512_dpbusd_epi32(c##i##1, b1, a);          \
+    c##i##2 = _mm512_dpbusd_epi32(c##i##2, b2, a);          \
   }
         TENARAI_TILE(ACCUMULATE)
 #undef ACCUMULATE
       }
-      const __m512 s0 = _mm512_load_ps(scale + j * kCols), s1 = _mm512_load_ps(scale + j * kCols + 16),
+      const __m512 s0 = _mm512_load_ps(scale + j * kCols),
+                   s1 = _mm512_load_ps(scale + j * kCols + 16),
                    s2 = _mm512_load_ps(scale + j * kCols + 32);
       const float* min = panel.min + j * kCols;
-#define SCALE(i, v, s)                                                              \
+#define SCALE(i, v, s)                                                                 \
   f##i##v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(c##i##v), kSuper ? t : t * s, f##i##v); \
   if constexpr (kMin) f##i##v = _mm512_fnmadd_ps(_mm512_load_ps(min + 16 * v), u, f##i##v);
-#define FINISH(i)                                                 \
-  {                                                               \
-    const __m512 t = _mm512_set1_ps(x_scale[i * kBlocks + j]);    \
+#define FINISH(i)                                                           \
+  {                                                                         \
+    const __m512 t = _mm512_set1_ps(x_scale[i * kBlocks + j]);              \
     const __m512 u = _mm512_set1_ps(kMin ? x_sums[i * kBlocks + j] : 0.0f); \
-    SCALE(i, 0, s0) SCALE(i, 1, s1) SCALE(i, 2, s2)               \
-    (void)u;                                                      \
+    SCALE(i, 0, s0) SCALE(i, 1, s1) SCALE(i, 2, s2)(void) u;                \
   }
       TENARAI_TILE(FINISH)
 #undef FINISH
 #undef SCALE
     }
     const float* of_part = scale + part * kCols;
-#define ADD(i, v)                                                                              \
-  {                                                                                            \
-    float* to = y + i * stride + 16 * v;                                                       \
-    const __m512 before = _mm512_loadu_ps(to);                                                 \
-    _mm512_storeu_ps(to, kSuper ? _mm512_fmadd_ps(f##i##v, _mm512_load_ps(of_part + 16 * v), before) \
-                                : before + f##i##v);                                           \
+#define ADD(i, v)                                                                                 \
+  {                                                                                               \
+    float* to = y + i * stride + 16 * v;                                                          \
+    const __m512 before = _mm512_loadu_ps(to);                                                    \
+    _mm512_storeu_ps(to, kSuper                                                                   \
+                             ? _mm512_fmadd_ps(f##i##v, _mm512_load_ps(of_part + 16 * v), before) \
+                             : before + f##i##v);                                                 \
   }
 #define FINISH(i) ADD(i, 0) ADD(i, 1) ADD(i, 2)
     TENARAI_TILE(FINISH)
@@ -166,7 +167,7 @@ using ByteKernel = void (*)(float*, i64, const int8_t*, const float*, const floa
 struct ByteSource : QuantRows {
   bool super() const { return reader.layout == Layout::super; }
   ByteKernel kernel() const {
-    return super() ? &byte_kernel<true, false>
+    return super()      ? &byte_kernel<true, false>
            : reader.min ? &byte_kernel<false, true>
                         : &byte_kernel<false, false>;
   }
@@ -212,10 +213,11 @@ struct ByteSource : QuantRows {
 
   // Levels of plain formats are bytes already.
   void keep(const Group* from, BytePanel* to, int line, __m512i* bytes) const {
-    const __m512i order = reader.layout == Layout::paired ? _mm512_setr_epi64(0, 2, 1, 3, 4, 6, 5, 7)
-                                                          : plain_order();
+    const __m512i order =
+        reader.layout == Layout::paired ? _mm512_setr_epi64(0, 2, 1, 3, 4, 6, 5, 7) : plain_order();
 #pragma GCC unroll 4
-    for (int c = 0; c < 4; ++c) bytes[c] = narrow(from->words[2 * c], from->words[2 * c + 1], order);
+    for (int c = 0; c < 4; ++c)
+      bytes[c] = narrow(from->words[2 * c], from->words[2 * c + 1], order);
     for (int j = 0; j < 8; ++j) to->scale[j * kCols + line] = from->scale[j];
     if (reader.min)
       for (int j = 0; j < 8; ++j) to->min[j * kCols + line] = from->min[2 * j];
@@ -271,8 +273,10 @@ struct ByteSource : QuantRows {
   }
   // Of words none of which is negative.
   static TENARAI_ALWAYS int largest_word(__m512i v) {
-    const __m256i half = _mm256_max_epi16(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
-    const __m128i eight = _mm_max_epi16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    const __m256i half =
+        _mm256_max_epi16(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
+    const __m128i eight =
+        _mm_max_epi16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
     const __m128i inverse = _mm_xor_si128(eight, _mm_set1_epi32(-1));
     return 65535 - (_mm_cvtsi128_si32(_mm_minpos_epu16(inverse)) & 0xffff);
   }

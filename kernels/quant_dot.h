@@ -87,7 +87,7 @@ TENARAI_INLINE void add_groups(vf (*totals)[M], const Group* w, const int16_t* q
 // How a matrix of some format is read. A tile is n <= kLanes rows of w from row o on, times all
 // rows of x: totals[m][r], whose lanes add up to x[m] · w[o + r].
 struct QuantRows;
-using Tile = void (*)(vf (*totals)[kLanes], const QuantRows& w, i64 o, i64 n, const Activations& x);
+using Tile = void (*)(vf (*totals)[kLanes], const QuantRows& w, i64 o, i64 n, const WordRows& x);
 struct Reader {
   void (*unpack)(const uint8_t* data, i64 weights, Group*);
   Tile tiles[4];  // for 1, 2, 4 and 8 rows of x
@@ -115,7 +115,7 @@ struct QuantRows {
 // not the limit anyway. The groups are taken some at a time, so that the activations stay in the
 // cache of the first level; what the next rows need is asked for meanwhile.
 template <class Block, int M>
-static void dot_tile(vf (*totals)[kLanes], const QuantRows& w, i64 o, i64 n, const Activations& x) {
+static void dot_tile(vf (*totals)[kLanes], const QuantRows& w, i64 o, i64 n, const WordRows& x) {
   using G = GroupOf<Block>;
   constexpr int R = M > 1 && (kVectorBytes == 64 || M <= 4) ? 2 : 1;
   constexpr i64 kGroups = 32 / M;  // 16 KB of activations

@@ -129,7 +129,7 @@ static WordKernel choose_word_kernel(i64 rows) {
 struct QuantProduct {
   const Forward& forward;
   const PanelSource& w;
-  const Activations& x;
+  const WordRows& x;
 
   void rectangle(Range rows, Range outputs, Panel* panel) const {
     for (i64 o = outputs.begin; o < outputs.end; o += kCols)

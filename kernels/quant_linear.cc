@@ -1,8 +1,9 @@
 // Linear layers with quantised weights: y = x wᵀ + b + residual, w (O, I) in blocks as a GGUF file
 // holds them, at any address.
 //
-// Rounded: x as whole numbers (quant_activations.h), products in integers. Exact: w in float32, a
-// piece at a time (quant_rows.h). Both read a weight once for few rows of x.
+// Words: x as whole numbers of 12 bits and more (quant_activations.h), products in integers. Bytes:
+// of 8 bits (quant_bytes.h). Float32: w in float32, a piece at a time (quant_rows.h). But for
+// bytes, a weight is read once for few rows of x.
 #include "ops.h"
 #include "parts.h"
 #include "quant_bytes.h"
@@ -20,8 +21,8 @@ void forward_few(Pool& pool, const Forward& forward, const float* x, const Quant
   parallel(pool, [&](int thread) {
     const Range range = split(w.O, pool.threads(), thread, kLanes);
     if (range.begin == range.end) return;
-    void* memory = pool.scratch(thread, Activations::bytes(computed, w.I));
-    const Activations activations(memory, computed, w.I);
+    void* memory = pool.scratch(thread, WordRows::bytes(computed, w.I));
+    const WordRows activations(memory, computed, w.I);
     round_activations(activations, x, w.I, 0, M, w.reader.layout == Layout::paired);
     dot_rows(forward, range, M,
              [&](auto totals, i64 o, i64 n) { tile(totals, w, o, n, activations); });
@@ -38,13 +39,13 @@ constexpr bool kIntegersPay = false;
 // Many rows, at most kRowsRounded of them rounded at a time, for all threads.
 constexpr i64 kRowsRounded = 1024;
 void forward_many(Pool& pool, const Forward& forward, const float* x, const PanelSource& w, i64 M) {
-  const size_t shared = Activations::bytes(at_most(M, kRowsRounded), w.I) + 64;
+  const size_t shared = WordRows::bytes(at_most(M, kRowsRounded), w.I) + 64;
   char* first = static_cast<char*>(pool.scratch(0, shared / 64 * 64 + sizeof(Panel)));
   const int32_t limit =
       limit_of(w.reader.most_word, w.reader.layout == Layout::super ? kSuperBlock : kBlock);
   for (i64 m0 = 0; m0 < M; m0 += kRowsRounded) {
     const i64 rows = at_most(kRowsRounded, M - m0);
-    const Activations activations(first, rows, w.I);
+    const WordRows activations(first, rows, w.I);
     parallel(pool, [&](int thread) {
       const Range range = split(rows, pool.threads(), thread);
       round_activations(activations, x + m0 * w.I, w.I, range.begin, range.end, false, limit,
@@ -114,19 +115,22 @@ struct Gather {
 
 void quant_linear_forward(Pool& pool, float* y, const float* x, const uint8_t* w,
                           QuantFormat format, const float* b, const float* residual, i64 M, i64 I,
-                          i64 O, i64 row_bytes, bool rounded) {
+                          i64 O, i64 row_bytes, Activations activations) {
   if (M == 0 || O == 0) return;
   const Forward forward{y, O, b, residual};
   const auto integers = [&](auto sample) {
     const Reader reader = reader_of<decltype(sample)>();
     const QuantRows rows{reader, w, O, I, row_bytes};
 #if defined(__AVX512VNNI__)
-    if (M > kMostRows) return forward_bytes(pool, forward, x, ByteSource{rows}, M);
+    if (activations == Activations::bytes)
+      return forward_bytes(pool, forward, x, ByteSource{rows}, M);
 #endif
     M <= kMostRows ? forward_few(pool, forward, x, rows, M)
                    : forward_many(pool, forward, x, PanelSource{rows}, M);
   };
-  if (rounded && (M <= kMostRows || kIntegersPay) && with_block(format, integers)) return;
+  if (activations != Activations::float32 && (M <= kMostRows || kIntegersPay) &&
+      with_block(format, integers))
+    return;
   forward_exact(pool, forward, x, PieceRows{expander(format), w, row_bytes}, M, I, O);
 }
 

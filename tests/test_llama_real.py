@@ -158,7 +158,7 @@ def test_quantised_weights_with_float_activations(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_quantised_weights_with_rounded_activations(name):
-    """The default: faster, and off by the rounding of activations to 8 bits."""
+    """The default: fastest, and off by the rounding of activations to 8 bits."""
     model = tenarai.load(real(name), threads=2)
     tokens, expected = truth(name)
     logits = model.logits(tokens)[0]

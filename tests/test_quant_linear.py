@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tenarai.ops.fast import Fast, available_isas
-from tenarai.quant import FORMATS, QuantTensor
+from tenarai.quant import ACTIVATIONS, FORMATS, QuantTensor
 
 gguf = pytest.importorskip("gguf")
 
@@ -63,13 +63,21 @@ def float_bound(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     return 2e-6 * (np.abs(x) @ np.abs(w).T) + 1e-6
 
 
-def rounding_bound(x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """What activations rounded to 8 bits a block of 32 may change, at worst: half a step each."""
-    I = x.shape[1]
-    step = np.empty(x.shape)
-    for i in range(0, I, 32):
-        step[:, i : i + 32] = np.abs(x[:, i : i + 32]).max(axis=1, keepdims=True) / 127
-    return step / 2 @ np.abs(w).T
+def largest(x: np.ndarray, block: int) -> np.ndarray:
+    """Of each element's block in its row."""
+    most = [np.abs(x[:, i : i + block]).max(axis=1) for i in range(0, x.shape[1], block)]
+    return np.repeat(np.stack(most, axis=1), block, axis=1)[:, : x.shape[1]]
+
+
+def rounding_bound(x: np.ndarray, w: np.ndarray, bytes_of_w: bool = False) -> np.ndarray:
+    """What activations rounded to 8 bits a block of 32 may change, at worst: half a step each; and
+    weights rounded to bytes too, with a scale for 128."""
+    step = largest(x, 32) / 127
+    bound = step / 2 @ np.abs(w).T
+    if bytes_of_w:
+        w_step = largest(w, 128) / 126 + largest(w, 256) / 2000
+        bound += (np.abs(x) + step / 2) @ w_step.T / 2
+    return bound
 
 
 def cases(names):
@@ -79,7 +87,7 @@ def cases(names):
 
 
 @pytest.mark.parametrize("isa, name", cases(BLOCKS + FLOATS))
-@pytest.mark.parametrize("activations", ["int8", "float32"])
+@pytest.mark.parametrize("activations", ACTIVATIONS)
 def test_forward_is_the_product_with_the_expanded_weight(isa, name, activations):
     ops = fast(2, isa, None, activations)
     for I in WIDTHS[FORMATS[name].block]:
@@ -90,8 +98,9 @@ def test_forward_is_the_product_with_the_expanded_weight(isa, name, activations)
                 expected = x.astype(np.float64) @ w.T + b + residual
                 y, _ = ops.linear_forward(x, q, b, residual)
                 bound = float_bound(x, w)
-                if activations == "int8" and name in BLOCKS:
-                    bound += rounding_bound(x, w)
+                if activations != "float32" and name in BLOCKS:
+                    k_format = FORMATS[name].block == 256
+                    bound += rounding_bound(x, w, activations == "bytes" and k_format)
                 assert (np.abs(y - expected) <= bound).all(), (I, O, M)
 
 
@@ -109,10 +118,10 @@ def test_few_rows_are_rounded_finer_than_bytes(isa, name):
 
 
 @pytest.mark.parametrize("isa, name", cases(["Q4_K", "Q6_K", "Q4_1"]))
-@pytest.mark.parametrize("activations", ["int8", "float32"])
+@pytest.mark.parametrize("activations", ACTIVATIONS)
 def test_rows_have_the_same_bits_alone_in_company_and_on_any_threads(isa, name, activations):
-    q, _ = weight(name, 70, 768)
-    x, _, _ = inputs(8, 768, 70)
+    q, _ = weight(name, 110, 768)
+    x, _, _ = inputs(8, 768, 110)
     together, _ = fast(2, isa, None, activations).linear_forward(x, q)
     for ops in (fast(1, isa, None, activations), fast(3, isa, None, activations)):
         np.testing.assert_array_equal(ops.linear_forward(x, q)[0], together)
@@ -153,12 +162,13 @@ def test_gelu_linear_takes_a_quantised_weight(isa):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("activations", ["bytes", "words"])
 @pytest.mark.parametrize("M", [1, 4, 33])
-def test_what_is_not_a_number_is_not_hidden(bad, M):
+def test_what_is_not_a_number_is_not_hidden(bad, M, activations):
     q, _ = weight("Q4_K", 17, 512)
     x, _, _ = inputs(M, 512, 17)
     x[M // 2, 300] = bad
-    y, _ = fast(2).linear_forward(x, q)
+    y, _ = fast(2, None, None, activations).linear_forward(x, q)
     assert not np.isfinite(y[M // 2]).any()
     assert np.isfinite(np.delete(y, M // 2, axis=0)).all()
 
@@ -167,8 +177,9 @@ def test_what_is_not_a_number_is_not_hidden(bad, M):
 def test_zeros_and_tiny_activations(name):
     q, w = weight(name, 17, 512)
     for x in (np.zeros((2, 512), np.float32), np.full((2, 512), 1e-40, np.float32)):
-        y, _ = fast(2).linear_forward(x, q)
-        np.testing.assert_allclose(y, 0, atol=1e-30)
+        for activations in ACTIVATIONS:
+            y, _ = fast(2, None, None, activations).linear_forward(x, q)
+            np.testing.assert_allclose(y, 0, atol=1e-30)
 
 
 def test_shapes_that_do_not_fit_are_refused():
@@ -176,7 +187,7 @@ def test_shapes_that_do_not_fit_are_refused():
     machine = fast(1).machine
     y, x = np.zeros((2, 4), np.float32), np.zeros((2, 256), np.float32)
     call = lambda y, x, data, number: machine.quant_linear_forward(  # noqa: E731
-        y, x, data, number, None, None, "int8"
+        y, x, data, number, None, None, "words"
     )
     call(y, x, q.data, 12)
     for args in [

@@ -35,7 +35,15 @@ std::vector<uint8_t> blocks(const Case& c, int64_t count, int bytes) {
   return data;
 }
 
-// Within rounding: of float32 sums, and of activations to at most 1 / 2047 of the largest of 256.
+// The largest size of `count` numbers from the i-th on, of n.
+double largest(const float* x, int64_t i, int64_t count, int64_t n) {
+  double most = 0;
+  for (int64_t j = i; j < i + count && j < n; ++j) most = std::fmax(most, std::fabs(x[j]));
+  return most;
+}
+
+// Within rounding: of float32 sums; of activations to at most 1 / 2047 of the largest of 256, or
+// 1 / 127 of that of 32, and then of a K format's weights to 1 / 127 of the largest of 128.
 void test_product(const Kernels& k, Pool& pool, const Case& c, int64_t M, int64_t I, int64_t O) {
   const BlockSize size = block_size(c.format);
   const int64_t row = I / size.weights * size.bytes;
@@ -43,21 +51,23 @@ void test_product(const Kernels& k, Pool& pool, const Case& c, int64_t M, int64_
   const uint8_t* w = data.data() + 1;
   Array x(M * I), b(O), residual(M * O), wide(O * I), y(M * O);
   k.dequantize(pool, wide.data(), w, c.format, O, I, row);
-  for (const bool rounded : {false, true}) {
+  for (const Activations kind : {Activations::float32, Activations::words, Activations::bytes}) {
+    const bool bytes = kind == Activations::bytes;
     k.quant_linear_forward(pool, y.data(), x.data(), w, c.format, b.data(), residual.data(), M, I,
-                           O, row, rounded);
+                           O, row, kind);
     for (int64_t m = 0; m < M; ++m)
       for (int64_t o = 0; o < O; ++o) {
-        double want = static_cast<double>(b[o]) + residual[m * O + o], bound = 1e-6, step = 0;
+        double want = static_cast<double>(b[o]) + residual[m * O + o], bound = 1e-6, step = 0,
+               w_step = 0;
         for (int64_t i = 0; i < I; ++i) {
-          if (i % 256 == 0) {
-            step = 0;
-            for (int64_t j = i; j < i + 256 && j < I; ++j)
-              step = std::fmax(step, std::fabs(x[m * I + j]) / 2047.0);
-          }
+          if (kind != Activations::float32 && i % (bytes ? 32 : 256) == 0)
+            step = largest(&x[m * I], i, bytes ? 32 : 256, I) / (bytes ? 127 : 2047);
+          if (bytes && size.weights == 256 && i % 128 == 0)
+            w_step =
+                largest(&wide[o * I], i, 128, I) / 126 + largest(&wide[o * I], i, 256, I) / 2000;
           want += static_cast<double>(x[m * I + i]) * wide[o * I + i];
-          bound += std::fabs(wide[o * I + i]) *
-                   ((rounded ? step / 2 : 0) + 2e-6 * std::fabs(x[m * I + i]));
+          bound += std::fabs(wide[o * I + i]) * (step / 2 + 2e-6 * std::fabs(x[m * I + i])) +
+                   w_step / 2 * (std::fabs(x[m * I + i]) + step / 2);
         }
         const double got = y[m * O + o];
         if (!(std::fabs(got - want) <= bound)) {

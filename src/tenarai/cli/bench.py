@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from .model_options import ACTIVATIONS
+
 VOCABULARIES = {"gpt2": 50257, "char": 65, "byte": 256}  # of a preset's tokenizer
 
 TRAIN_EXAMPLES = """
@@ -136,7 +138,7 @@ def ops(threads: int | None, only: str, vs: str | None, isa: str | None, as_json
 @threads_option
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True,
               help="Measured, after one that is not.")  # fmt: skip
-@click.option("--activations", type=click.Choice(["int8", "float32"]), default="int8",
+@click.option("--activations", type=click.Choice(ACTIVATIONS), default="bytes",
               show_default=True)  # fmt: skip
 @click.option("--vs", type=click.Choice(["none", "llama-cpp"]), default="none", show_default=True)
 @json_option

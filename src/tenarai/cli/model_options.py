@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tenarai.api import Model
 
 GROUP = "The model and the machine"
+ACTIVATIONS = ["bytes", "words", "float32"]
 USUAL_CONTEXT = 4096  # tokens, where the model would take more and nobody asked
 
 model_options = apply(
@@ -24,9 +25,10 @@ model_options = apply(
                help="An adapter on it: a PEFT folder, a GGUF adapter, or a run of `finetune`."),
         option(GROUP, "-t", "--threads", metavar="N", type=click.IntRange(1),
                help="Threads of the kernels (one a core by default)."),
-        option(GROUP, "--activations", type=click.Choice(["int8", "float32"]), default="int8",
+        option(GROUP, "--activations", type=click.Choice(ACTIVATIONS), default="bytes",
                show_default=True,
-               help="In products with quantised weights: rounded to 8 bits, or exact and slower."),
+               help="In products with quantised weights: rounded to 8 bits for prompts and 12 "
+                    "for tokens being written, to 12 for both, or exact and slower."),
         option(GROUP, "-ngl", "--n-gpu-layers", "gpu_layers", metavar="N", type=int,
                help="Accepted, and without effect: everything runs on the CPU."),
     ]

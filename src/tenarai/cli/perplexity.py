@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .model_options import context_option, model_options, need_tokenizer, open_model
+from .model_options import ACTIVATIONS, context_option, model_options, need_tokenizer, open_model
 from .option_groups import GroupedCommand, option
 from .prompt import from_file
 
@@ -42,7 +42,7 @@ USUAL_CONTEXT = 512
         help="How far a window is from the next.  [default: half the context]")  # fmt: skip
 @option(GROUP, "--chunks", metavar="N", type=click.IntRange(1), help="Only the first N windows.")
 @option(GROUP, "--kl-vs", metavar="MODEL", help="KL divergence from another model's predictions.")
-@option(GROUP, "--kl-activations", type=click.Choice(["int8", "float32"]), default="float32",
+@option(GROUP, "--kl-activations", type=click.Choice(ACTIVATIONS), default="float32",
         show_default=True, help="The activations of that model.")  # fmt: skip
 @option(GROUP, "--kl-base", metavar="FILE", help="The same from saved predictions.")
 @option(GROUP, "--save-base", metavar="FILE", help="Save this model's (2 bytes a token and entry).")

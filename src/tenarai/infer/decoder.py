@@ -19,6 +19,11 @@ from tenarai.ops.replay import Program
 Array = np.ndarray
 
 
+def for_writing(ops: Any) -> Any:
+    """The ops that tokens being written go through, where they differ from those of prompts."""
+    return ops.for_writing() if hasattr(ops, "for_writing") else ops
+
+
 class Decoder:
     """`decoder(tokens)`: logits (N, V) after one more token of each of the sequences in `slots`;
     `decoder(tokens, parts)`: after each of as many rows, (slot, number of new tokens) a part.
@@ -27,7 +32,7 @@ class Decoder:
     """
 
     def __init__(self, ops: Any, model: Any, params: Any, cache: KVCache, slots: Sequence[int]):
-        self._ops, self._model, self._params = ops, model, params
+        self._ops, self._model, self._params = for_writing(ops), model, params
         self._cache, self._parts = cache, [(slot, 1) for slot in slots]
         self._tokens = np.zeros(len(slots), np.int32)
         self._batch: Batch | None = None

@@ -22,7 +22,7 @@ import numpy as np
 
 from tenarai.errors import TenaraiError
 from tenarai.infer.batch import Batch
-from tenarai.infer.decoder import Decoder
+from tenarai.infer.decoder import Decoder, for_writing
 from tenarai.infer.kv_cache import KVCache
 from tenarai.infer.sequence import Chooses, Guesses, Sequence, kept
 from tenarai.infer.slots import Slots
@@ -51,6 +51,7 @@ class Engine:
         dtype: str = "float16",
     ):
         self.ops, self.model, self.params = ops, model, params
+        self._writing = for_writing(ops)  # ops of the rows being written
         self.context = min(context or model.config.context, model.config.context)
         self.rows = max(slots, min(rows, slots * self.context))
         layers = model.cache_layers()
@@ -123,7 +124,11 @@ class Engine:
         self._join()
         plan = self._plan()
         if plan:
-            self._run(plan)
+            if self._writing is self.ops:
+                self._run(self.ops, plan)
+            else:  # whatever else the step has, a row is computed as rows of its kind are
+                self._run(self._writing, [p for p in plan if not _is_read(*p)])
+                self._run(self.ops, [p for p in plan if _is_read(*p)])
             self._leave()
         return bool(self.running or self.waiting)
 
@@ -185,7 +190,9 @@ class Engine:
         sequence.ids = kept(sequence.ids, max(1, self.context // 2), sequence.keep)
         self.slots.replace(sequence.slot, sequence.ids)
 
-    def _run(self, plan: list[tuple[Sequence, list[int], list[int]]]) -> None:
+    def _run(self, ops: Any, plan: list[tuple[Sequence, list[int], list[int]]]) -> None:
+        if not plan:
+            return
         start = time.perf_counter()
         parts, wants = [], []
         tokens: list[int] = []
@@ -198,26 +205,26 @@ class Engine:
             done = int(self.cache.lengths[sequence.slot]) + len(fresh) == len(sequence.ids)
             wants.append(slice(len(outputs), len(outputs) + done * (1 + len(guesses))))
             outputs += range(first, len(tokens)) if done else []
-        logits = self._decode(tokens, parts, outputs)  # (n, V)
+        logits = self._decode(ops, tokens, parts, outputs)  # (n, V)
         each = (time.perf_counter() - start) / len(tokens)
         for (sequence, fresh, guesses), rows in zip(plan, wants, strict=True):
-            prompt = len(fresh) if len(fresh) > 1 or not sequence.tokens else 0
+            prompt = len(fresh) if _is_read(sequence, fresh, guesses) else 0
             _count(sequence.timings, prompt, each * (len(fresh) + len(guesses)))
             if rows.start < rows.stop:
                 self._choose(sequence, logits[rows], guesses, first=bool(prompt))
 
     def _decode(
-        self, tokens: list[int], parts: list[tuple[int, int]], outputs: list[int]
+        self, ops: Any, tokens: list[int], parts: list[tuple[int, int]], outputs: list[int]
     ) -> np.ndarray:
         N = len(tokens)
-        if N == len(outputs) <= REPLAYED:
+        if ops is self._writing and N == len(outputs) <= REPLAYED:
             if N not in self._decoders:
-                how = (self.ops, self.model, self.params, self.cache)
+                how = (ops, self.model, self.params, self.cache)
                 self._decoders[N] = Decoder(*how, [0] * N)
             return self._decoders[N](tokens, parts)
         batch = Batch(self.cache, parts, outputs or [N - 1])  # a row, though nobody asks for it
         ids = np.asarray(tokens, np.int32)
-        logits = self.model.decode(self.ops, self.params, ids, batch)
+        logits = self.model.decode(ops, self.params, ids, batch)
         batch.finish()
         return logits
 
@@ -252,6 +259,11 @@ class Greedy:
 
     def accept(self, token: int) -> None:
         pass
+
+
+def _is_read(sequence: Sequence, fresh: list[int], guesses: list[int]) -> bool:
+    """Are these tokens a prompt's, or of a text that is read again, and not being written?"""
+    return len(fresh) > 1 or not sequence.tokens
 
 
 def _count(timings: Timings, prompt: int, seconds: float) -> None:

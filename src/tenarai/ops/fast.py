@@ -7,12 +7,13 @@ why it is so in the reference op of the same name.
 from __future__ import annotations
 
 import os
+from copy import copy
 from typing import Any
 
 import numpy as np
 
 from ..errors import TenaraiError
-from ..quant import Format, QuantTensor
+from ..quant import ACTIVATIONS, Format, QuantTensor
 from .arena import Arena
 from .attention_options import AttentionOptions
 from .gradient import Unwritten, cleared, wanted
@@ -74,10 +75,11 @@ class Fast:
 
     Results are the same bits for the same thread count and instruction set. With an arena,
     activations come from it. In products with quantised weights activations are rounded to whole
-    numbers ("int8": fast) or are not ("float32": exact but for rounding). With `strassen` large
-    float32 products take seven multiplications for eight: a twelfth less time, rounding errors
-    1.4 times as large, and a row's result then depends on the rows beside it. Not for two Python
-    threads at once.
+    numbers of 12 bits and more ("words": 1e-4 of the product), of 8 bits ("bytes": 5e-3, the
+    fastest for many rows, on CPUs with AVX-512 VNNI; words elsewhere), or are not ("float32").
+    With `strassen` large float32 products take seven multiplications for eight: a twelfth less
+    time, rounding errors 1.4 times as large, and a row's result then depends on the rows beside
+    it. Not for two Python threads at once.
     """
 
     def __init__(
@@ -85,16 +87,25 @@ class Fast:
         threads: int | None = None,
         isa: str | None = None,
         arena: Arena | None = None,
-        activations: str = "int8",
+        activations: str = "words",
         strassen: bool = False,
     ):
-        if activations not in ("int8", "float32"):
-            raise ValueError(f"activations = {activations!r}, expected 'int8' or 'float32'")
+        if activations not in ACTIVATIONS:
+            raise ValueError(f"activations = {activations!r}, expected one of {ACTIVATIONS}")
         self.machine = _compiled().Machine(isa, threads or default_threads())
         self.arena = arena or Arena()
         self.calls = 0  # of kernels so far
         self.strassen = strassen
-        self.activations = activations  # of products with quantised weights; or "float32"
+        self.activations = activations
+
+    def for_writing(self) -> Fast:
+        """The same machine for the rows of tokens being written. Bytes are for prompts: few rows
+        are as fast in words, and a guess must be checked as it would have been written."""
+        if self.activations != "bytes":
+            return self
+        ops = copy(self)
+        ops.activations = "words"
+        return ops
 
     @property
     def isa(self) -> str:

@@ -114,6 +114,11 @@ class Tuning:
     def arena(self, arena: Any) -> None:  # what is recorded goes into another (replay.py)
         self.below.arena = arena
 
+    def for_writing(self) -> Any:
+        """See Fast.for_writing."""
+        below = self.below.for_writing() if hasattr(self.below, "for_writing") else self.below
+        return self if below is self.below else Tuning(below)
+
     # Linear layers
 
     def linear_forward(self, x, w, b=None, residual=None, *, out=None):
