@@ -287,5 +287,6 @@ NB_MODULE(_kernels, m) {
   bind_quant(machine);
   bind_attention(machine);
   bind_cache(machine);
+  bind_linear_attention(machine);
   bind_replay(machine);
 }

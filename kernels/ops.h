@@ -72,6 +72,31 @@ struct CacheScores {
   bool modified() const { return soft_cap != 0 || alibi; }
 };
 
+// Linear attention: S_t = diag(e^g) S_{t-1} + k uᵀ, y = scale Sᵀ q; u = v, or where beta is not
+// null beta (v - (diag(e^g) S_{t-1})ᵀ k). Arrays are contiguous: q, k (B, T, H, D), v, y, u (B, T,
+// H, V), beta (B, T, H), g (B, T, H, D) where `channel`, else (B, T, H), or null for none; a state
+// (B, H, D, V). states (B, H, chunks, D, V) are those that chunks of 64 tokens begin with.
+struct LinearAttentionShape {
+  int64_t B, T, H, D, V;
+  float scale;
+  bool channel;
+};
+struct LinearAttentionForward {
+  float *y, *last, *states, *u;                 // u is not written where beta is null
+  const float *q, *k, *v, *beta, *g, *initial;  // initial or null
+};
+struct LinearAttentionBackward {
+  float *dq, *dk, *dv, *dbeta, *dg, *dinitial;            // the last three null where theirs is
+  const float *dy, *dlast;                                // dlast or null
+  const float *q, *k, *v, *beta, *g, *states, *last, *u;  // u is v where beta is null
+};
+// One token each of B sequences (T is 1), whose states are those of their slots (slots, H, D, V).
+struct LinearAttentionStep {
+  float *y, *states;
+  const int32_t* slots;
+  const float *q, *k, *v, *beta, *g;
+};
+
 enum class Gelu : int { none = 0, tanh = 1, erf = 2 };
 
 constexpr int64_t kExpandedRows = 512;  // of a quantised weight, expanded at a time
@@ -172,6 +197,12 @@ void cache_append(Pool&, const CacheStore&, const float* k, const float* v, Stri
 void cache_attention(Pool&, const CacheStore&, float* y, const float* q, Strides q_strides,
                      const CacheRows&, int64_t H, const CacheScores&);
 
+// linear_attention.cc, linear_attention_decode.cc. Slots are within the states: the caller has
+// looked.
+void linear_attention_forward(Pool&, const LinearAttentionForward&, const LinearAttentionShape&);
+void linear_attention_backward(Pool&, const LinearAttentionBackward&, const LinearAttentionShape&);
+void linear_attention_decode(Pool&, const LinearAttentionStep&, const LinearAttentionShape&);
+
 // cross_entropy.cc. Rows of logits (M, V) against targets (M), negative ones ignored. Returns the
 // sum of the losses of the rows that count, each ℓ − logit of the target + z_loss · ℓ², where ℓ is
 // the log of the sum of exponentials. Where `scale` is not 0, logits become their own gradient,
@@ -206,5 +237,7 @@ double square_sum(Pool&, const float* x, int64_t n);
   X(dequantize) X(quant_embedding_forward) X(quantize)                  \
   X(attention_forward) X(attention_backward)                            \
   X(cache_append) X(cache_attention)                                    \
+  X(linear_attention_forward) X(linear_attention_backward)              \
+  X(linear_attention_decode)                                            \
   X(cross_entropy) X(dropout) X(adamw_step) X(square_sum)
 // clang-format on

@@ -116,11 +116,12 @@ struct Machine {
 };
 
 using MachineClass = nb::class_<Machine>;
-void bind_inference(MachineClass&);  // bindings_infer.cc
-void bind_quant(MachineClass&);      // bindings_quant.cc
-void bind_attention(MachineClass&);  // bindings_attention.cc
-void bind_cache(MachineClass&);      // bindings_cache.cc
-void bind_replay(MachineClass&);     // bindings_replay.cc
+void bind_inference(MachineClass&);         // bindings_infer.cc
+void bind_quant(MachineClass&);             // bindings_quant.cc
+void bind_attention(MachineClass&);         // bindings_attention.cc
+void bind_cache(MachineClass&);             // bindings_cache.cc
+void bind_linear_attention(MachineClass&);  // bindings_linear_attention.cc
+void bind_replay(MachineClass&);            // bindings_replay.cc
 // noconvert: an array of another dtype is refused, not copied behind the caller's back.
 inline auto given(const char* name) { return nb::arg(name).noconvert(); }
 inline auto maybe(const char* name) { return nb::arg(name).noconvert().none(); }

@@ -99,3 +99,16 @@ def small_cases() -> list[Case]:
         cases.append(case(1, 6, 2, 3, 7, "channel", delta, True, 0.7, chunk=4))
         cases.append(case(1, 3, 1, 1, 1, "head", delta, True, chunk=2))
     return cases
+
+
+def odd_cases() -> list[Case]:
+    """For the kernels: blocks of 16 tokens and chunks of 64, begun and whole; widths below, of and
+    above a vector."""
+    cases = []
+    for delta in (False, True):
+        for gate in GATES:
+            for T, H, D, Dv in ((1, 3, 5, 7), (15, 2, 16, 13), (64, 1, 33, 16), (150, 3, 20, 37)):
+                cases.append(case(2, T, H, D, Dv, gate, delta, T != 15))
+        cases.append(case(1, 65, 2, 64, 128, "head", delta, False, 0.7))
+        cases += [case(1, 18, 1, n, 36 - n, "channel", delta, True) for n in range(1, 36, 2)]
+    return cases

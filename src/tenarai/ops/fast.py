@@ -16,6 +16,7 @@ from ..errors import TenaraiError
 from ..quant import ACTIVATIONS, Format, QuantTensor
 from .arena import Arena
 from .attention_options import AttentionOptions
+from .fast_linear_attention import LinearAttention
 from .gradient import Unwritten, cleared, wanted
 from .reference import muon
 
@@ -70,7 +71,7 @@ def _attention(saved: tuple) -> tuple:
     return (sinks, o.scale_for(D), *masks, o.soft_cap or 0.0, alibi)
 
 
-class Fast:
+class Fast(LinearAttention):
     """Ops on `threads` threads with the instruction set `isa` (the CPU's best by default).
 
     Results are the same bits for the same thread count and instruction set. With an arena,
