@@ -108,6 +108,34 @@ def test_ops_beside_pytorch(op, monkeypatch):
     assert op.split()[0] in ops.table(result)
 
 
+@torch
+@pytest.mark.parametrize("op", ["gated_linear_attention", "delta_rule"])
+def test_pytorchs_linear_attention_does_the_same_work(op, rng):
+    from torch import from_numpy
+
+    from tenarai.bench.ops_torch import chunked
+    from tenarai.ops import reference
+
+    q, k, v = rng.standard_normal((3, 2, 128, 3, 5))  # (B, T, H, D)
+    k /= np.linalg.norm(k, axis=-1, keepdims=True)
+    beta, g = rng.random((2, 128, 3)), -rng.random((2, 128, 3))
+    gates = [beta, g] if op == "delta_rule" else [g]
+    y = getattr(reference, op + "_forward")(q, k, v, *gates, scale=1)[0]
+    theirs = chunked(*(from_numpy(a.swapaxes(1, 2).copy()) for a in (q, k, v, *gates[::-1])))
+    assert np.abs(theirs.numpy().swapaxes(1, 2) - y).max() < 1e-12
+
+
+@kernels
+@torch
+def test_linear_attention_beside_pytorch(monkeypatch):
+    monkeypatch.setattr(ops, "SECONDS", 0.0)
+    monkeypatch.setattr(ops, "ROUNDS", 1)
+    (row,) = ops.run(1, "delta_rule", torch=True)["ops"]
+    for kind in ("forward", "backward"):
+        assert row[kind]["rate"] > 0 and row[kind]["limit"] is None
+        assert row[kind]["speedup"] == row[kind]["torch_seconds"] / row[kind]["seconds"]
+
+
 def test_work_of_a_step_is_counted_once_per_product():
     """The products' operations are 6·N a token, but for embeddings that multiply nothing."""
     rows, c = 256, GPT2Config()

@@ -53,6 +53,15 @@ def attention(batch: int, length: int) -> Case:
     return Case("attention", shape, (2 * one, 5 * one), "GFLOP/s")
 
 
+def linear_attention(op: str, batch: int, length: int) -> Case:
+    """The products of chunks of 64 tokens, of pairs half masked: with the state (D, D) 2 forward
+    and 4 backward, of pairs 2 and 6; the delta rule 3 and 7, and 4 and 12 (two of them solves)."""
+    pair, state = batch * H * length * 64 * D, 2 * batch * H * length * D * D
+    shape = {"B": batch, "T": length, "H": H, "D": D}
+    a, b, c, d = (2, 2, 6, 4) if op == "gated_linear_attention" else (4, 3, 12, 7)
+    return Case(op, shape, (a * pair + b * state, c * pair + d * state), "GFLOP/s")
+
+
 def loss(rows: int) -> Case:
     """Output projection and cross-entropy with all gradients: three products, taken as one."""
     product = Product("loss", 1, rows, C, V)
@@ -81,6 +90,7 @@ def cases() -> list[Case]:
             moving("gelu", {"M": rows, "C": 4 * C}, 2, 3),
             loss(rows),
         ]
+    found += [linear_attention(op, 4, 1024) for op in ("gated_linear_attention", "delta_rule")]
     found.append(moving("adamw", {"M": 1 << 25}, 7, 0))
     return found
 

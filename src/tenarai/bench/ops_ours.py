@@ -46,6 +46,31 @@ def attention(ops: Fast, B: int, T: int, H: int, D: int) -> tuple[Call, Call]:
     )
 
 
+def gated_linear_attention(ops: Fast, B: int, T: int, H: int, D: int) -> tuple[Call, Call]:
+    q, k, v, g, _ = _linear_attention(B, T, H, D)
+    y, _, saved = ops.gated_linear_attention_forward(q, k, v, g)
+    return (
+        lambda: ops.gated_linear_attention_forward(q, k, v, g, out=y),
+        lambda: ops.gated_linear_attention_backward(v, saved),
+    )
+
+
+def delta_rule(ops: Fast, B: int, T: int, H: int, D: int) -> tuple[Call, Call]:
+    q, k, v, g, beta = _linear_attention(B, T, H, D)
+    y, _, saved = ops.delta_rule_forward(q, k, v, beta, g)
+    return (
+        lambda: ops.delta_rule_forward(q, k, v, beta, g, out=y),
+        lambda: ops.delta_rule_backward(v, saved),
+    )
+
+
+def _linear_attention(B: int, T: int, H: int, D: int) -> list[np.ndarray]:
+    """q, k of length 1, v, and a gate and a beta a head and token."""
+    q, k, v = random(3, B, T, H, D)
+    k /= np.linalg.norm(k, axis=-1, keepdims=True)
+    return [q, k, v, -0.1 * random(B, T, H) ** 2, 1 / (1 + np.exp(random(B, T, H)))]
+
+
 def layer_norm(ops: Fast, M: int, C: int) -> tuple[Call, Call]:
     x, w, b, dy = random(M, C), random(C), random(C), random(M, C)
     y, dx, dw, db = np.zeros_like(x), np.zeros_like(x), np.zeros_like(w), np.zeros_like(b)
@@ -77,7 +102,8 @@ def adamw(ops: Fast, M: int) -> tuple[Call, None]:
 
 OPS: dict[str, Callable[..., tuple[Call, Call | None]]] = {
     op.__name__: op
-    for op in (linear, gelu_linear, attention, layer_norm, gelu, linear_cross_entropy, adamw)
+    for op in (linear, gelu_linear, attention, gated_linear_attention, delta_rule)
+    + (layer_norm, gelu, linear_cross_entropy, adamw)
 }
 
 

@@ -49,6 +49,45 @@ def attention(B: int, T: int, H: int, D: int) -> Pair:
     )
 
 
+def gated_linear_attention(B: int, T: int, H: int, D: int) -> Pair:
+    return _linear_attention(B, T, H, D, False)
+
+
+def delta_rule(B: int, T: int, H: int, D: int) -> Pair:
+    return _linear_attention(B, T, H, D, True)
+
+
+def _linear_attention(B: int, T: int, H: int, D: int, delta: bool) -> Pair:
+    k = F.normalize(torch.randn(B, H, T, D), dim=-1).requires_grad_()
+    q, v, g = variable(B, H, T, D), variable(B, H, T, D), (-0.1 * torch.rand(B, H, T))
+    inputs = [q, k, v, g.requires_grad_()] + [torch.rand(B, H, T).requires_grad_()] * delta
+    return differentiated(lambda: chunked(*inputs), inputs)
+
+
+def chunked(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor | None = None) -> Tensor:
+    """y (B, H, T, D) in chunks of 64 tokens (which divide T), with beta by the delta rule in its WY
+    form: docs/attention-linear.md, sections 7 and 10. g, beta (B, H, T)."""
+    (B, H, T, D), C = q.shape, 64
+    qc, kc, vc = (x.view(B, H, -1, C, D) for x in (q, k, v))
+    b = g.view(B, H, -1, C).cumsum(-1)[..., None]  # (B, H, N, C, 1)
+    end = b[..., -1:, :]
+    fade = (b - b.transpose(-1, -2)).tril().exp().tril()  # (B, H, N, C, C)
+    pairs, from_start, to_end = qc @ kc.transpose(-1, -2) * fade, qc * b.exp(), kc * (end - b).exp()
+    u, w = vc, None
+    if beta is not None:
+        step = beta.view(B, H, -1, C, 1)
+        equations = step * (kc @ kc.transpose(-1, -2) * fade).tril(-1)
+        right = torch.cat([step * vc, step * kc * b.exp()], -1)
+        solved = torch.linalg.solve_triangular(equations, right, upper=False, unitriangular=True)
+        u, w = solved.split(D, dim=-1)
+    state, y = q.new_zeros(B, H, D, D), []
+    for n in range(T // C):
+        un = u[:, :, n] if w is None else u[:, :, n] - w[:, :, n] @ state
+        y.append(from_start[:, :, n] @ state + pairs[:, :, n] @ un)
+        state = end[:, :, n].exp() * state + to_end[:, :, n].transpose(-1, -2) @ un
+    return torch.stack(y, 2).view(B, H, T, D)
+
+
 def layer_norm(M: int, C: int) -> Pair:
     x, w, b = variable(M, C), variable(C), variable(C)
     return differentiated(lambda: F.layer_norm(x, (C,), w, b), [x, w, b])
@@ -74,7 +113,8 @@ def adamw(M: int) -> Pair:
 
 OPS: dict[str, Callable[..., Pair]] = {
     op.__name__: op
-    for op in (linear, gelu_linear, attention, layer_norm, gelu, linear_cross_entropy, adamw)
+    for op in (linear, gelu_linear, attention, gated_linear_attention, delta_rule)
+    + (layer_norm, gelu, linear_cross_entropy, adamw)
 }
 
 
