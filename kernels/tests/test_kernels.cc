@@ -219,6 +219,7 @@ int main() {
       test::test_cross_entropy(k, pool);
       test::test_optim(k, pool);
       test::test_attention(k, pool);
+      test::test_linear_attention(k, pool);
       test::test_rows(k, pool);
       test::test_quant(k, pool);
     }
