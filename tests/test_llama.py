@@ -229,6 +229,11 @@ OPTIONS = {
     "attention factor": {
         "rope": Rope(6, scaling="yarn", factor=4.0, original_context=8, base=50.0), "kv_heads": 1,
     },
+    "experts": {"arch": "mixtral", "experts": 3, "experts_per_token": 2},
+    "experts and a shared one, weights as they are": {
+        "arch": "qwen3moe", "qk_norm": True, "experts": 3, "experts_per_token": 2,
+        "normalise_experts": False, "shared_hidden": 9, "tied": True,
+    },
 }  # fmt: skip
 
 
@@ -398,7 +403,7 @@ def test_flops_are_those_that_gpt2_counts():
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("options", ["plain", "gemma"])
+@pytest.mark.parametrize("options", ["plain", "gemma", "experts"])
 def test_a_step_in_an_arena_has_the_same_bits(rng, options, recompute):
     pytest.importorskip("tenarai._kernels", reason="the compiled core is not built here")
     from tenarai.ops import Arena, Fast

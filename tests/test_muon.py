@@ -84,7 +84,7 @@ def settings(**given):
 
 def test_which_weights_go_by_muon():
     s = settings()
-    table = model_of(s.model, 100).table()
+    table = model_of(s.model, s.optimiser, 100).table()
     by_muon = {p.name.split(".", 2)[-1] for p in table if is_hidden_matrix(p)}
     assert by_muon == {
         "attn.q.weight", "attn.k.weight", "attn.v.weight", "attn.o.weight", "mlp.gate.weight",

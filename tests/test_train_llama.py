@@ -142,7 +142,7 @@ def test_shapes_of_the_presets():
     for name, (vocab, count) in millions.items():
         settings = resolve(name)
         assert settings.data.vocab == vocab
-        model = model_of(settings.model, vocab)
+        model = model_of(settings.model, settings.optimiser, vocab)
         weights = sum(p.size for p in model.table()) / 1e6
         assert weights == pytest.approx(count, rel=1e-3), name
 

@@ -7,6 +7,7 @@ from tenarai.errors import TenaraiError
 from .settings import Model, Settings
 
 WITH_WINDOW = ("mistral", "phi3", "gemma3")
+WITH_EXPERTS = ("mixtral", "qwen3moe")
 
 
 def check_together(settings: Settings) -> None:
@@ -55,6 +56,21 @@ def _check_llama(model: Model) -> None:
         raise TenaraiError(
             f"a head has {size} channels, and RoPE turns pairs of them: take a model.width or "
             "model.heads whose quotient is even, or an even model.head_size"
+        )
+    if bool(model.experts) != (model.arch in WITH_EXPERTS):
+        raise TenaraiError(
+            f"model.experts = {model.experts}, and model.arch is {model.arch}: experts are of "
+            f"{' and '.join(WITH_EXPERTS)}, which have 1 or more"
+        )
+    if model.experts and model.experts_per_token > model.experts:
+        raise TenaraiError(
+            f"model.experts_per_token = {model.experts_per_token} of model.experts = "
+            f"{model.experts}: take at most {model.experts}"
+        )
+    if model.shared_hidden and not model.experts:
+        raise TenaraiError(
+            f"model.shared_hidden = {model.shared_hidden} is an expert beside others: set "
+            "model.experts, or leave it out"
         )
     if model.window and model.arch not in WITH_WINDOW:
         raise TenaraiError(

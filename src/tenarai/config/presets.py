@@ -102,6 +102,13 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "model": {"family": "llama", "kv_heads": 2},
         "schedule": {"steps": 800},
     },
+    # Eight experts of which a token takes two: the small model's work, with four times its MLPs.
+    "moe-small": {
+        "model": {
+            "family": "llama", "arch": "mixtral", "kv_heads": 2, "experts": 8, "hidden": 256,
+        },
+        "schedule": {"steps": 800},
+    },
     "llama-260k": _stories260k,
     "llama-15m": _llama2c(6, 6, 288, 256, batch=8, accumulate=64),
     "llama-42m": _llama2c(8, 8, 512, 1024, batch=4, accumulate=32),

@@ -68,8 +68,18 @@ class Model:
     arch: str = setting(
         "llama",
         "whose variant: qwen2 has biases of q, k and v, qwen3 norms of q and k, gemma3 both "
-        "norms of a half, GeGLU and local layers, phi3 and mistral a window",
-        choices=("llama", "mistral", "phi3", "qwen2", "qwen3", "gemma3"),
+        "norms of a half, GeGLU and local layers, phi3 and mistral a window, mixtral and qwen3moe "
+        "experts",
+        choices=(
+            "llama",
+            "mistral",
+            "mixtral",
+            "phi3",
+            "qwen2",
+            "qwen3",
+            "qwen3moe",
+            "gemma3",
+        ),
         family="llama",
     )
     kv_heads: int = setting(
@@ -92,6 +102,17 @@ class Model:
         family="llama",
     )
     tied: bool = setting(True, "the output projection is the embedding", family="llama")
+    experts: int = setting(
+        0,
+        "MLPs of which each token takes some (mixtral, qwen3moe); 0: one MLP",
+        low=0,
+        high=10_000,
+        family="llama",
+    )
+    experts_per_token: int = setting(2, "experts that a token takes", low=1, family="llama")
+    shared_hidden: int = setting(
+        0, "channels inside an expert that all tokens take besides; 0: none", low=0, family="llama"
+    )
     norm_eps: float = setting(
         1e-5, "added to the mean square in RMS norms", low=1e-12, high=1, family="llama"
     )
@@ -131,6 +152,9 @@ class Optimiser:
         0.0,
         "weight of (log Z)² in the loss: it keeps the logits from drifting; 1e-4 is usual",
         low=0,
+    )
+    balance: float = setting(
+        0.01, "weight of the loss that keeps experts equally busy, where there are some", low=0
     )
     clip: float = setting(1.0, "longest gradient (global norm) that is used whole; 0: any", low=0)
 

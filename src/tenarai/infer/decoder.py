@@ -51,7 +51,7 @@ class Decoder:
             self._batch.set(parts, rows)
         if self._program is not None:
             self._program.replay()
-        elif hasattr(self._ops, "machine"):
+        elif hasattr(self._ops, "machine") and getattr(self._model, "recordable", True):
             self._program = Program(self._ops)
             self._logits = self._program.record(self._decode)
         else:

@@ -15,9 +15,11 @@ AnyConfig = GPT2Config | LlamaConfig
 NAMES = {
     "llama": "Llama",
     "mistral": "Mistral",
+    "mixtral": "Mixtral",
     "phi3": "Phi-3",
     "qwen2": "Qwen2",
     "qwen3": "Qwen3",
+    "qwen3moe": "Qwen3 MoE",
     "gemma3": "Gemma 3",
 }
 

@@ -39,9 +39,18 @@ def read_gguf(file: GGUFFile) -> tuple[AnyModel, FileWeights]:
     for name, group in groups.items():
         whole = tensors[name].float32() if tensors[name].ndim == 1 else tensors[name].array()
         for p in group:
-            rows = slice(p.fused.begin, p.fused.begin + p.shape[0]) if p.fused else slice(None)
-            weights[p.name] = whole[rows] if p.fused else whole
+            rows = _rows(p)
+            weights[p.name] = whole if rows is None else whole[rows]
     return model, FileWeights(model.table(), weights)
+
+
+def _rows(p: Param) -> slice | None:
+    """Where the weight's rows lie in a tensor that holds several; None: it is the tensor."""
+    if p.fused:
+        return slice(p.fused.begin, p.fused.begin + p.shape[0])
+    if p.stacked:
+        return slice(p.stacked.index * p.shape[0], (p.stacked.index + 1) * p.shape[0])
+    return None
 
 
 def by_file_name(table: tuple[Param, ...]) -> dict[str, list[Param]]:
@@ -54,6 +63,8 @@ def by_file_name(table: tuple[Param, ...]) -> dict[str, list[Param]]:
 
 def file_shape(group: list[Param]) -> tuple[int, ...]:
     p = group[0]
+    if p.stacked:
+        return (p.stacked.count, *p.shape)
     return (p.fused.rows, *p.shape[1:]) if p.fused else p.shape
 
 

@@ -23,13 +23,17 @@ from tenarai.models.rope import Rope
 KINDS = {
     "llama": ("LlamaForCausalLM", 2048, 1e-6, 1e4),
     "mistral": ("MistralForCausalLM", 131072, 1e-6, 1e4),
+    "mixtral": ("MixtralForCausalLM", 131072, 1e-5, 1e6),
     "phi3": ("Phi3ForCausalLM", 4096, 1e-5, 1e4),
     "qwen2": ("Qwen2ForCausalLM", 32768, 1e-6, 1e4),
     "qwen3": ("Qwen3ForCausalLM", 32768, 1e-6, 1e4),
+    "qwen3moe": ("Qwen3MoeForCausalLM", 32768, 1e-6, 1e4),
     "gemma3": ("Gemma3ForCausalLM", 131072, 1e-6, 1e6),
 }
-MODEL_TYPES = {("gemma3_text" if kind == "gemma3" else kind): kind for kind in KINDS}
+NAMES = {"gemma3": "gemma3_text", "qwen3moe": "qwen3_moe"}  # where model_type is another
+MODEL_TYPES = {NAMES.get(kind, kind): kind for kind in KINDS}
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu", "gelu_new": "gelu"}
+_HIDDEN = {"qwen3moe": "moe_intermediate_size"}
 REFUSED = ("final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention")
 SIZES = 1 << 20
 ROPE_TYPES = {"default": "none", "su": "longrope"}  # others have one name
@@ -63,13 +67,13 @@ def from_hugging_face(config: Mapping[str, Any], where: Path) -> LlamaConfig:
             kv_heads=maybe_integer(config, "num_key_value_heads", None, SIZES, where) or heads,
             head_size=head_size,
             width=width,
-            hidden=integer(config, "intermediate_size", None, 1 << 24, where),
+            hidden=integer(config, _HIDDEN.get(kind, "intermediate_size"), None, 1 << 24, where),
             rope=rope,
             local_rope=local,
             qkv_bias=bias and kind != "phi3",
-            output_bias=bias and kind in ("llama", "qwen3", "gemma3"),
+            output_bias=bias and kind in ("llama", "qwen3", "qwen3moe", "gemma3"),
             mlp_bias=kind == "llama" and flag(config, "mlp_bias", False, where),
-            qk_norm=kind in ("qwen3", "gemma3"),
+            qk_norm=kind in ("qwen3", "qwen3moe", "gemma3"),
             norms_after=gemma,
             gate=ACTIVATIONS[choice(config, activation, default, tuple(ACTIVATIONS), where)],
             embedding_scale=math.sqrt(width) if gemma else 1.0,
@@ -77,9 +81,28 @@ def from_hugging_face(config: Mapping[str, Any], where: Path) -> LlamaConfig:
             windows=_windows(config, kind, layers, where),
             tied=flag(config, "tie_word_embeddings", gemma, where),
             norm_eps=number(config, "rms_norm_eps", default_eps, 1.0, where),
+            **_experts(config, kind, where),
         )
     except ValueError as error:
         raise TenaraiError(f"{where}: {error}") from error
+
+
+def _experts(config: Mapping[str, Any], kind: str, where: Path) -> dict[str, Any]:
+    """How many experts, how many of them a token takes, and whether their weights sum to 1."""
+    if kind not in ("mixtral", "qwen3moe"):
+        return {}
+    mixtral = kind == "mixtral"
+    if not mixtral and (
+        config.get("mlp_only_layers") or integer(config, "decoder_sparse_step", 1, SIZES, where) > 1
+    ):
+        raise TenaraiError(f"{where}: layers without experts among others with them")
+    name = "num_local_experts" if mixtral or "num_experts" not in config else "num_experts"
+    per_token = integer(config, "num_experts_per_tok", 2 if mixtral else 8, SIZES, where)
+    return {
+        "experts": integer(config, name, 8 if mixtral else 128, 10_000, where),
+        "experts_per_token": per_token,
+        "normalise_experts": mixtral or flag(config, "norm_topk_prob", False, where),
+    }
 
 
 def _attention_scale(config: Mapping[str, Any], where: Path) -> float:
@@ -95,11 +118,13 @@ def _windows(
     """Each layer's window, () where none has one."""
     default = 4096 if kind in ("mistral", "gemma3") else None
     window = maybe_integer(config, "sliding_window", default, 2**31 - 1, where)
-    if kind in ("qwen2", "qwen3") and not flag(config, "use_sliding_window", False, where):
+    if kind in ("qwen2", "qwen3", "qwen3moe") and not flag(
+        config, "use_sliding_window", False, where
+    ):
         window = None
     if kind == "llama" or window is None:
         return ()
-    if kind in ("mistral", "phi3"):
+    if kind in ("mistral", "mixtral", "phi3", "qwen3moe"):
         return (window,) * layers
     types = config.get("layer_types")
     if types is None and kind == "gemma3":
@@ -215,7 +240,7 @@ def to_hugging_face(c: LlamaConfig) -> dict[str, Any]:
 
 def _written(c: LlamaConfig) -> dict[str, Any]:
     gemma = c.arch == "gemma3"
-    kind = "gemma3_text" if gemma else c.arch
+    kind = NAMES.get(c.arch, c.arch)
     out: dict[str, Any] = {
         "architectures": [KINDS[c.arch][0]],
         "model_type": kind,
@@ -238,10 +263,23 @@ def _written(c: LlamaConfig) -> dict[str, Any]:
         "dtype": "float32",
         "pad_token_id": None,  # Phi-3's default is beyond a small vocabulary
     } | _rope_out(c.rope, c.head_size)
-    if c.arch in ("llama", "qwen3", "gemma3"):
+    if c.arch in ("llama", "qwen3", "qwen3moe", "gemma3"):
         out["attention_bias"] = c.qkv_bias
     if c.arch == "llama":
         out["mlp_bias"] = c.mlp_bias
+    if c.experts:
+        out |= {
+            "num_local_experts" if c.arch == "mixtral" else "num_experts": c.experts,
+            "num_experts_per_tok": c.experts_per_token,
+            "router_aux_loss_coef": 0.001,
+        }
+    if c.arch == "qwen3moe":
+        out |= {
+            "moe_intermediate_size": c.hidden,
+            "norm_topk_prob": c.normalise_experts,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        }
     if c.arch == "phi3":
         out["original_max_position_embeddings"] = c.rope.original_context or c.context
     if gemma:
@@ -257,7 +295,7 @@ def _windows_out(c: LlamaConfig) -> dict[str, Any]:
     if c.arch == "llama":
         return {}
     out: dict[str, Any] = {"sliding_window": window}
-    if c.arch in ("qwen2", "qwen3"):
+    if c.arch in ("qwen2", "qwen3", "qwen3moe"):
         out["use_sliding_window"] = window is not None
     if c.arch in ("qwen2", "qwen3", "gemma3"):
         out["layer_types"] = [

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from . import llama_experts
 from .cache_layer import CacheLayer
 from .llama_config import LlamaConfig
 from .llama_table import table_of
@@ -38,12 +39,14 @@ class Llama:
     """The model: a configuration, and what to trade. It holds no weights, only tables of angles.
 
     With `recompute`, a block keeps only its input and runs forward again in the backward.
-    `z_loss` is the weight of (log Z)² in a step of training (ops/reference/cross_entropy.py).
+    `z_loss` is the weight of (log Z)² in a step of training (ops/reference/cross_entropy.py),
+    `balance` that of the mean of the layers' balance losses (ops/reference/experts.py).
     """
 
     config: LlamaConfig
     recompute: bool = False
     z_loss: float = 0.0
+    balance: float = 0.0
     _tables: dict[Rope, tuple[Array, Array]] = field(default_factory=dict, repr=False)
 
     def table(self) -> tuple[Param, ...]:
@@ -66,13 +69,13 @@ class Llama:
         output projection is taken at once, because the logits are too large to keep.
         Without, nothing is kept. `dropout` is what GPT-2 takes; nothing is dropped here.
         """
-        x, saved = self._hidden_forward(ops, params, tokens, grads is not None)
+        x, saved, balance = self._hidden_forward(ops, params, tokens, grads is not None)
         dhead = None if grads is None else grads[self._head]
         z = 0.0 if grads is None else self.z_loss
         loss, head = ops.linear_cross_entropy_forward(
             x, params[self._head], targets, dhead, z_loss=z
         )
-        return loss, (saved, head)
+        return loss + balance, (saved, head)
 
     def backward(self, ops: Any, params: Any, saved: Any, grads: Any) -> None:
         """Adds the loss's gradients to `grads`. Uses up `saved`."""
@@ -86,18 +89,22 @@ class Llama:
 
     def _hidden_forward(
         self, ops: Any, params: Any, tokens: Array, keep: bool
-    ) -> tuple[Array, list]:
+    ) -> tuple[Array, list, Any]:
+        """x (B, T, C) before the output, what backward needs, and the sum of balance losses."""
         x, embedding = self._embed(ops, params, tokens)  # (B, T, C)
         saved: list = [embedding]
+        balance: Any = 0.0
         for i in range(self.config.layers):
             before = x
             x, block = self._train_block(ops, params, i, x)
             if keep:
+                if self.config.experts:
+                    balance = balance + llama_experts.balance_loss(block[-1])
                 saved.append(before if self.recompute else block)
             del block, before
         x, norm = ops.rms_norm_forward(x, params["norm.weight"], eps=self.config.norm_eps)
         saved.append(norm)
-        return x, saved
+        return x, saved, balance
 
     def _hidden_backward(self, ops: Any, params: Any, dx: Array, saved: list, grads: Any) -> None:
         dx = ops.rms_norm_backward(dx, saved.pop(), grads["norm.weight"])
@@ -149,24 +156,23 @@ class Llama:
         y, attention = attend(q, k, v)  # (..., H, D)
         x, from_y = self._add_forward(ops, w, "attn", "attn.o", y.reshape(*x.shape[:-1], -1), x)
         m, norm2 = ops.rms_norm_forward(x, w["mlp_norm.weight"], eps=self.config.norm_eps)
+        x, mlp = self._mlp_forward(ops, w, m, x)
+        return x, (norm1, to_q, to_k, to_v, turned, y.shape, attention, from_y, norm2, mlp)
+
+    def _mlp_forward(self, ops: Any, w: Block, m: Array, x: Array) -> tuple[Array, tuple]:
+        """x and what the MLP, or the experts, make of m."""
+        if self.config.experts:
+            balance = self.balance / self.config.layers
+            return llama_experts.forward(ops, self.config, w, m, x, balance)
         gate, to_gate = ops.linear_forward(m, w["mlp.gate.weight"], w.get("mlp.gate.bias"))
         up, to_up = ops.linear_forward(m, w["mlp.up.weight"], w.get("mlp.up.bias"))
         f, gated = self._gate(ops, "forward")(gate, up)  # (..., F)
         x, from_f = self._add_forward(ops, w, "mlp", "mlp.down", f, x)
-        attention = (norm1, to_q, to_k, to_v, turned, y.shape, attention, from_y)
-        return x, (*attention, norm2, to_gate, to_up, gated, from_f)
+        return x, (to_gate, to_up, gated, from_f)
 
     def _block_backward(self, ops: Any, dx: Array, saved: tuple, dw: Block) -> Array:
-        *attention, norm2, to_gate, to_up, gated, from_f = saved
-        norm1, to_q, to_k, to_v, turned, y_shape, attention, from_y = attention
-        df = self._add_backward(ops, dw, "mlp", "mlp.down", dx, from_f)
-        dgate, dup = self._gate(ops, "backward")(df, gated)
-        del df
-        dm = ops.linear_backward(dup, to_up, dw["mlp.up.weight"], dw.get("mlp.up.bias"))
-        dm = self._sum(ops, dm, ops.linear_backward(
-            dgate, to_gate, dw["mlp.gate.weight"], dw.get("mlp.gate.bias"),
-        ))  # fmt: skip
-        del dgate, dup
+        norm1, to_q, to_k, to_v, turned, y_shape, attention, from_y, norm2, mlp = saved
+        dm = self._mlp_backward(ops, dx, mlp, dw)
         dx = ops.rms_norm_backward(dm, norm2, dw["mlp_norm.weight"], dx)
         dy = self._add_backward(ops, dw, "attn", "attn.o", dx, from_y).reshape(y_shape)
         dq, dk, dv = ops.attention_backward(dy, attention)
@@ -176,6 +182,18 @@ class Llama:
         da = self._sum(ops, da, self._heads_backward(ops, dw, "k", dk, to_k))
         da = self._sum(ops, da, self._heads_backward(ops, dw, "q", dq, to_q))
         return ops.rms_norm_backward(da, norm1, dw["attn_norm.weight"], dx)
+
+    def _mlp_backward(self, ops: Any, dx: Array, saved: tuple, dw: Block) -> Array:
+        if self.config.experts:
+            return llama_experts.backward(ops, self.config, dx, saved, dw)
+        to_gate, to_up, gated, from_f = saved
+        df = self._add_backward(ops, dw, "mlp", "mlp.down", dx, from_f)
+        dgate, dup = self._gate(ops, "backward")(df, gated)
+        del df
+        dm = ops.linear_backward(dup, to_up, dw["mlp.up.weight"], dw.get("mlp.up.bias"))
+        return self._sum(ops, dm, ops.linear_backward(
+            dgate, to_gate, dw["mlp.gate.weight"], dw.get("mlp.gate.bias"),
+        ))  # fmt: skip
 
     def _heads_forward(self, ops: Any, w: Block, name: str, a: Array) -> tuple[Array, tuple]:
         """Queries, keys or values (..., heads, D) of a (..., C), normed where the model does so."""
@@ -235,8 +253,13 @@ class Llama:
 
     def logits(self, ops: Any, params: Any, tokens: Array) -> Array:
         """Logits (B, T, V) after each of tokens (B, T)."""
-        x, _ = self._hidden_forward(ops, params, tokens, False)
+        x, _, _ = self._hidden_forward(ops, params, tokens, False)
         return ops.linear_forward(x, params[self._head])[0]
+
+    @property
+    def recordable(self) -> bool:
+        """Whether `decode` makes the same kernel calls for every token: not where they choose."""
+        return not self.config.experts
 
     def cache_layers(self) -> tuple[CacheLayer, ...]:
         """What is to be kept of each layer's past tokens."""
@@ -275,5 +298,7 @@ class Llama:
         them. A layer with a window W counts min(T, W) keys, untied embeddings count nothing."""
         c = self.config
         weights = sum(p.size for p in self.table() if c.tied or p.name != "wte.weight")
+        idle = c.experts - c.experts_per_token if c.experts else 0
+        weights -= c.layers * idle * 3 * c.width * c.hidden
         keys = sum(min(T, c.window_of(i) or T) for i in range(c.layers))
         return 6 * weights + 12 * c.heads * c.head_size * keys

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from .rope import Rope
 
 # The families of files that are one family here, by the names that GGUF and Hugging Face share.
-ARCHITECTURES = ("llama", "mistral", "phi3", "qwen2", "qwen3", "gemma3")
+ARCHITECTURES = (
+    "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen3", "qwen3moe", "gemma3",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class LlamaConfig:
     kv_heads: int  # K
     head_size: int  # D
     width: int  # C
-    hidden: int  # F
+    hidden: int  # F, of an expert where there are several
     rope: Rope
     local_rope: Rope | None = None  # of layers with a window, where theirs is another
     arch: str = "llama"  # which kind of file it came from and goes to
@@ -37,6 +39,10 @@ class LlamaConfig:
     windows: tuple[int | None, ...] = ()  # of each layer; () for none at all
     tied: bool = False  # the output is the embedding
     norm_eps: float = 1e-5
+    experts: int = 0  # E, MLPs of which each token takes some; 0: one MLP for all
+    experts_per_token: int = 2
+    normalise_experts: bool = True  # the weights of a token's experts sum to 1
+    shared_hidden: int = 0  # F of an MLP beside the experts; 0: none
 
     def __post_init__(self) -> None:
         for name in (
@@ -60,10 +66,23 @@ class LlamaConfig:
             raise ValueError(f"gate is {self.gate!r}, expected 'silu' or 'gelu'")
         if self.arch not in ARCHITECTURES:
             raise ValueError(f"arch is {self.arch!r}, expected one of {', '.join(ARCHITECTURES)}")
+        self._check_experts()
         if self.windows and len(self.windows) != self.layers:
             raise ValueError(f"{len(self.windows)} windows for {self.layers} layers")
         if any(w is not None and w < 1 for w in self.windows):
             raise ValueError(f"windows are {self.windows}, expected 1 or more")
+
+    def _check_experts(self) -> None:
+        if self.experts < 0 or self.shared_hidden < 0:
+            raise ValueError(f"{self.experts} experts, a shared one of {self.shared_hidden}")
+        if self.experts and not 1 <= self.experts_per_token <= self.experts:
+            raise ValueError(
+                f"experts_per_token is {self.experts_per_token}, expected 1 to {self.experts}"
+            )
+        if self.experts and (self.norms_after or self.mlp_bias or self.gate != "silu"):
+            raise ValueError("experts are MLPs with SwiGLU, without biases and norms after them")
+        if self.shared_hidden and not self.experts:
+            raise ValueError("a shared expert beside no experts: give it experts or leave it out")
 
     def window_of(self, layer: int) -> int | None:
         return self.windows[layer] if self.windows else None

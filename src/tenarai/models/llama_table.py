@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .llama_config import LlamaConfig
-from .table import Fused, Param
+from .table import Fused, Param, Stacked
 
 # Our name of a norm: Hugging Face's, GGUF's. In Gemma 3, "post_attention_layernorm" norms what the
 # attention adds; elsewhere the same name is the norm before the MLP.
@@ -19,6 +19,7 @@ NORMS_OF_GEMMA = {
     "mlp_norm": ("pre_feedforward_layernorm", "ffn_norm"),
     "mlp_post_norm": ("post_feedforward_layernorm", "post_ffw_norm"),
 }
+MIXTRAL = {"gate": "w1", "up": "w3", "down": "w2"}
 STD = 0.02
 
 
@@ -54,7 +55,7 @@ def _block(c: LlamaConfig, i: int, shift: float) -> list[Param]:
     params: list[Param] = []
 
     def linear(name: str, I: int, O: int, theirs: tuple[str, str], bias: bool, **more: Any) -> None:
-        std = small if name in ("attn.o", "mlp.down") else STD
+        std = small if name == "attn.o" or name.endswith(".down") else STD
         for kind, shape in (("weight", (O, I)), ("bias", (O,))):
             if kind == "weight" or bias:
                 params.append(
@@ -74,11 +75,14 @@ def _block(c: LlamaConfig, i: int, shift: float) -> list[Param]:
         part = Fused(begin, whole) if fused else None
         linear(f"attn.{name}", c.width, O, theirs, c.qkv_bias, fused=part, rope_heads=heads)
     linear("attn.o", q, c.width, ("self_attn.o_proj", "attn_output"), c.output_bias)
-    for name, begin in (("gate", 0), ("up", c.hidden)):
+    if c.experts:
+        _experts(c, linear)
+    for name, begin in (("gate", 0), ("up", c.hidden)) if not c.experts else ():
         theirs = ("mlp.gate_up_proj", "ffn_up") if fused else (f"mlp.{name}_proj", f"ffn_{name}")
         part = Fused(begin, 2 * c.hidden) if fused else None
         linear(f"mlp.{name}", c.width, c.hidden, theirs, c.mlp_bias, fused=part)
-    linear("mlp.down", c.hidden, c.width, ("mlp.down_proj", "ffn_down"), c.mlp_bias)
+    if not c.experts:
+        linear("mlp.down", c.hidden, c.width, ("mlp.down_proj", "ffn_down"), c.mlp_bias)
     if c.qk_norm:
         for name in ("q", "k"):
             theirs = (f"{hf}.self_attn.{name}_norm", f"{gguf}.attn_{name}_norm")
@@ -86,3 +90,22 @@ def _block(c: LlamaConfig, i: int, shift: float) -> list[Param]:
     for name, (a, b) in (NORMS_OF_GEMMA if c.norms_after else NORMS).items():
         params.append(_norm(f"h.{i}.{name}", c.width, f"{hf}.{a}", f"{gguf}.{b}", shift))
     return params
+
+
+def _experts(c: LlamaConfig, linear: Any) -> None:
+    """Router, experts and the shared expert. GGUF files hold an expert's matrices one above the
+    other in a tensor of three dims."""
+    mixtral = c.arch == "mixtral"
+    block = "block_sparse_moe" if mixtral else "mlp"
+    linear("mlp.router", c.width, c.experts, (f"{block}.gate", "ffn_gate_inp"), False)
+    for part in ("gate", "up", "down"):
+        sizes = (c.hidden, c.width) if part == "down" else (c.width, c.hidden)
+        theirs = MIXTRAL[part] if mixtral else f"{part}_proj"
+        for e in range(c.experts):
+            names = f"{block}.experts.{e}.{theirs}", f"ffn_{part}_exps"
+            place = Stacked(e, c.experts)
+            linear(f"mlp.experts.{e}.{part}", *sizes, names, False, stacked=place)
+        if c.shared_hidden:
+            sizes = (sizes[0], c.shared_hidden) if part != "down" else (c.shared_hidden, c.width)
+            names = f"{block}.shared_expert.{part}_proj", f"ffn_{part}_shexp"
+            linear(f"mlp.shared.{part}", *sizes, names, False)

@@ -27,12 +27,21 @@ class Fused:
 
 
 @dataclass(frozen=True)
+class Stacked:
+    """Which of the matrices in a GGUF tensor of three dims a weight is."""
+
+    index: int
+    count: int
+
+
+@dataclass(frozen=True)
 class Param:
     """One weight.
 
     Drawn from a normal distribution of `mean` and `std` (0 gives the mean itself). `hf` and `gguf`
     are its names in Hugging Face's and in GGUF files, `fused` its place where files hold it in one
-    tensor with others. `hf_transposed`: Hugging Face's hold it (I, O) where we hold (O, I);
+    tensor with others, `stacked` that of an expert's where GGUF files do. `hf_transposed`: Hugging
+    Face's hold it (I, O) where we hold (O, I);
     `hf_shift`: they hold it less this number. `rope_heads`: its rows are the channels of so many
     heads, which files for another pairing of RoPE hold in another order.
     """
@@ -48,6 +57,7 @@ class Param:
     fused: Fused | None = None
     hf_shift: float = 0.0
     rope_heads: int = 0
+    stacked: Stacked | None = None
 
     @property
     def size(self) -> int:

@@ -40,6 +40,7 @@ class Arena:
         self._memory = np.empty(0, np.uint8)
         self._plan: Plan | None = None
         self._next = 0
+        self._aside = False
 
     def plan(self, step: Callable[[], object]) -> Plan:
         """Runs `step` dry and lays its arrays out."""
@@ -79,11 +80,21 @@ class Arena:
         finally:
             self._plan = None
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Within it `empty` gives ordinary arrays, which the plan does not hold: for small ones
+        whose shapes or number differ from step to step."""
+        before, self._aside = self._aside, True
+        try:
+            yield
+        finally:
+            self._aside = before
+
     def empty(self, shape: tuple[int, ...]) -> np.ndarray:
         """A float32 array for this step; outside of `use`, an ordinary one."""
-        if self.dry:
+        if self.dry and not self._aside:
             return self._imaginary(shape)
-        if self._plan is None:
+        if self._plan is None or self._aside:
             return np.empty(shape, np.float32)
         i, self._next = self._next, self._next + 1
         if i >= len(self._plan.shapes) or self._plan.shapes[i] != shape:

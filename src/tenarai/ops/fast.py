@@ -14,10 +14,12 @@ import numpy as np
 
 from ..errors import TenaraiError
 from ..quant import ACTIVATIONS, Format, QuantTensor
+from . import experts as expert_rows
 from .arena import Arena
 from .attention_options import AttentionOptions
 from .fast_linear_attention import LinearAttention
 from .gradient import Unwritten, cleared, wanted
+from .reference import experts as reference_experts
 from .reference import muon
 
 try:
@@ -177,6 +179,20 @@ class Fast(LinearAttention):
         if db is not None and not self.arena.dry:
             db += dy.reshape(-1, w.shape[0]).sum(axis=0)
         return dx
+
+    # Mixture of experts
+
+    def route_forward(self, logits, k, *, normalise=True, balance=0.0):
+        return reference_experts.route_forward(logits, k, normalise=normalise, balance=balance)
+
+    def route_backward(self, dweights, saved):
+        return reference_experts.route_backward(dweights, saved)
+
+    def experts_forward(self, x, weights, experts, gates, ups, downs):
+        return expert_rows.forward(self, x, weights, experts, gates, ups, downs)
+
+    def experts_backward(self, dy, saved, dgates, dups, ddowns):
+        return expert_rows.backward(self, dy, saved, dgates, dups, ddowns)
 
     # Activations
 

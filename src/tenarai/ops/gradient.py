@@ -50,3 +50,10 @@ def cleared(dw: Gradient | None) -> Array | None:
         dw.array[...] = 0
         return dw.array
     return dw
+
+
+def clear_unwritten(*gradients: MaybeGradient) -> None:
+    """Zeros where a gradient would have been written, had its weight been used."""
+    for dw in gradients:
+        if isinstance(dw, Unwritten):
+            cleared(dw)

@@ -42,7 +42,7 @@ def build(
     """
     ops = ops or Fast(settings.run.threads or None, arena=Arena(), strassen=settings.run.strassen)
     dataset = data.load(settings.data.source, settings.data.tokenizer, settings.data.vocab)
-    model = model_of(settings.model, dataset.vocab_size, settings.optimiser.z_loss)
+    model = model_of(settings.model, settings.optimiser, dataset.vocab_size)
     peak = gemm_peak(getattr(ops, "threads", 1))
     report.say(_what(settings, model, dataset, ops, peak))
 

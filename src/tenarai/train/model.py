@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tenarai.config import Model
+from tenarai.config import Model, Optimiser
 from tenarai.models.families import AnyModel
 from tenarai.models.gpt2 import GPT2, GPT2Config
 from tenarai.models.llama import Llama, LlamaConfig
@@ -14,10 +14,11 @@ GEMMA_EVERY = 6  # every sixth layer of a Gemma 3 sees all
 GEMMA_LOCAL_THETA = 10000.0
 
 
-def model_of(m: Model, vocab_size: int, z_loss: float = 0.0) -> AnyModel:
+def model_of(m: Model, o: Optimiser, vocab_size: int) -> AnyModel:
     """The model that the settings describe, for a vocabulary of that size."""
+    how = {"recompute": m.recompute, "z_loss": o.z_loss}
     if m.family == "llama":
-        return Llama(_llama(m, vocab_size), recompute=m.recompute, z_loss=z_loss)
+        return Llama(_llama(m, vocab_size), **how, balance=o.balance)
     config = GPT2Config(
         vocab_size=vocab_size,
         context=m.context,
@@ -28,7 +29,7 @@ def model_of(m: Model, vocab_size: int, z_loss: float = 0.0) -> AnyModel:
         gelu="none" if m.gelu == "exact" else m.gelu,
         dropout=m.dropout,
     )
-    return GPT2(config, recompute=m.recompute, z_loss=z_loss)
+    return GPT2(config, **how)
 
 
 def _llama(m: Model, vocab_size: int) -> LlamaConfig:
@@ -46,7 +47,7 @@ def _llama(m: Model, vocab_size: int) -> LlamaConfig:
         local_rope=Rope(size, GEMMA_LOCAL_THETA) if gemma else None,
         arch=m.arch,
         qkv_bias=m.arch == "qwen2",
-        qk_norm=m.arch in ("qwen3", "gemma3"),
+        qk_norm=m.arch in ("qwen3", "qwen3moe", "gemma3"),
         norms_after=gemma,
         gate="gelu" if gemma else "silu",
         embedding_scale=math.sqrt(m.width) if gemma else 1.0,
@@ -54,6 +55,9 @@ def _llama(m: Model, vocab_size: int) -> LlamaConfig:
         windows=_windows(m),
         tied=m.tied,
         norm_eps=m.norm_eps,
+        experts=m.experts,
+        experts_per_token=m.experts_per_token,
+        shared_hidden=m.shared_hidden,
     )
 
 

@@ -19,6 +19,7 @@ from .delta_rule import (
 )
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
+from .experts import experts_backward, experts_forward, route_backward, route_forward
 from .gated_linear_attention import (
     gated_linear_attention_backward,
     gated_linear_attention_decode,
@@ -56,6 +57,8 @@ __all__ = [
     "embedding_backward",
     "embedding_forward",
     "empty_like",
+    "experts_backward",
+    "experts_forward",
     "gated_linear_attention_backward",
     "gated_linear_attention_decode",
     "gated_linear_attention_forward",
@@ -80,6 +83,8 @@ __all__ = [
     "rms_norm_forward",
     "rope_backward",
     "rope_forward",
+    "route_backward",
+    "route_forward",
     "scale_backward",
     "scale_forward",
     "silu_backward",
