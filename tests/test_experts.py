@@ -5,13 +5,16 @@ import pytest
 
 import tenarai
 from complex_step import gradient_errors
+from tenarai.api import Model
 from tenarai.config import Optimiser, resolve
 from tenarai.errors import TenaraiError
 from tenarai.models import exchange
 from tenarai.models.llama import Llama, LlamaConfig
+from tenarai.models.rope import Rope
 from tenarai.models.table import Weights
 from tenarai.ops import reference
 from tenarai.ops.gradient import FROZEN, Unwritten
+from tenarai.tokenizers import ByteTokenizer
 from tenarai.train.optim import AdamW
 from test_llama import (
     ODD,
@@ -281,6 +284,50 @@ def test_folders_that_cannot_be(tmp_path, change, message):
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
     with pytest.raises(TenaraiError, match=message):
         tenarai.load(tmp_path / "m")
+
+
+# GGUF
+
+
+@pytest.mark.parametrize("case", ["mixtral", "qwen3moe, normalised"])
+def test_as_a_gguf_file_it_is_the_same_model(tmp_path, case):
+    plainly(peer_model(*CASES[case])).save_pretrained(tmp_path / "m")
+    model = tenarai.load(tmp_path / "m", ops=reference)
+    assert model.save(tmp_path / "m.gguf") == []
+    again = tenarai.load(tmp_path / "m.gguf", ops=reference)
+    tokens, _ = batch()
+    assert relative(again.logits(tokens), model.logits(tokens)) < 1e-6
+    model.save(tmp_path / "half.gguf", "float16")
+    half = tenarai.load(tmp_path / "half.gguf", ops=reference)
+    assert half.params.quantised and relative(half.logits(tokens), model.logits(tokens)) < 5e-3
+    again.save(tmp_path / "back")
+    back = tenarai.load(tmp_path / "back", ops=reference)
+    assert relative(back.logits(tokens), model.logits(tokens)) < 1e-6
+
+
+@pytest.mark.parametrize("arch", ["mixtral", "qwen3moe"])
+def test_llama_cpp_runs_it(rng, tmp_path, arch):
+    llama_cpp = pytest.importorskip("llama_cpp")
+    size = {"vocab_size": 256, "context": 64, "head_size": 8, "width": 32, "hidden": 24}
+    options = {"arch": arch, "qk_norm": arch == "qwen3moe", "experts": 4, "rope": Rope(8)}
+    model = Llama(LlamaConfig(**(ODD | size | options)))
+    params = random_weights(model, rng, np.float32)
+    opened = Model(model, params, ByteTokenizer(), ops=reference)
+    assert opened.save(tmp_path / "m.gguf") == []
+    peer = llama_cpp.Llama(
+        str(tmp_path / "m.gguf"), n_ctx=64, logits_all=True, verbose=False, n_threads=2,
+        type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32,
+    )  # fmt: skip
+    ids = list(b"experts of a mixture")
+    peer.eval(ids)
+    assert relative(np.asarray(peer.scores[: len(ids)]), opened.logits(ids)) < 1e-4
+    peer.close()
+
+
+def test_what_gguf_has_no_words_for(tmp_path):
+    plainly(peer_model(*CASES["qwen3moe"])).save_pretrained(tmp_path / "m")
+    with pytest.raises(TenaraiError, match="experts' weights that do not sum to 1"):
+        tenarai.load(tmp_path / "m").save(tmp_path / "m.gguf")
 
 
 # Training

@@ -23,7 +23,7 @@ from tenarai.models.llama import Llama
 from tenarai.models.llama_config import LlamaConfig
 from tenarai.models.rope import Rope
 
-ARCHITECTURES = ("llama", "phi3", "qwen2", "qwen3", "gemma3", "gpt2")
+ARCHITECTURES = ("llama", "phi3", "qwen2", "qwen3", "qwen3moe", "gemma3", "gpt2")
 FLOATS = ("float32", "float64")
 SIZES, LENGTHS = 1 << 20, 1 << 31
 ARCH = "general.architecture"
@@ -131,8 +131,10 @@ def _gpt2(keys: _Keys) -> GPT2Config:
 
 def _llama(keys: _Keys) -> LlamaConfig:
     arch, tensors = keys.arch, keys.file.tensors
-    if keys.integer("expert_count", SIZES, 0, low=0):
-        raise ValueError("a mixture of experts, which cannot be run")
+    experts = keys.integer("expert_count", 10_000, 0, low=0)
+    with_experts = {"llama": (False, True), "qwen3moe": (True,)}.get(arch, (False,))
+    if bool(experts) not in with_experts:
+        raise ValueError(f"{experts} experts in a {arch}, which cannot be run")
     if keys.has("final_logit_softcapping") or keys.has("attn_logit_softcapping"):
         raise ValueError("soft limits of logits, which cannot be followed")
     width = keys.integer("embedding_length", SIZES)
@@ -150,8 +152,7 @@ def _llama(keys: _Keys) -> LlamaConfig:
     local = Rope(rope.size, keys.number("rope.freq_base_swa", GEMMA_LOCAL_BASE))
     biases = [f"blk.0.{n}.bias" in tensors for n in ("attn_q", "attn_output", "ffn_down")]
     return LlamaConfig(
-        # A llama with a window and no biases is what Hugging Face calls Mistral.
-        arch="mistral" if arch == "llama" and windows and not any(biases) else arch,
+        arch=_family(arch, experts, bool(windows), any(biases)),
         vocab_size=keys.vocabulary(),
         context=context,
         layers=layers,
@@ -159,7 +160,9 @@ def _llama(keys: _Keys) -> LlamaConfig:
         kv_heads=keys.integer("attention.head_count_kv", SIZES, heads),
         head_size=head_size,
         width=width,
-        hidden=keys.integer("feed_forward_length", 1 << 24),
+        hidden=keys.integer(
+            f"{'expert_' if arch == 'qwen3moe' else ''}feed_forward_length", 1 << 24
+        ),
         rope=rope,
         local_rope=local if gemma else None,
         pairing="adjacent" if arch == "llama" else "half",
@@ -174,7 +177,16 @@ def _llama(keys: _Keys) -> LlamaConfig:
         windows=windows,
         tied=OUTPUT not in tensors,
         norm_eps=keys.number("attention.layer_norm_rms_epsilon", high=1.0),
+        experts=experts,
+        experts_per_token=keys.integer("expert_used_count", 10_000) if experts else 2,
     )
+
+
+def _family(arch: str, experts: int, windows: bool, biases: bool) -> str:
+    """What Hugging Face calls it: a llama with experts is Mixtral, one with a window Mistral."""
+    if arch != "llama" or biases:
+        return arch
+    return "mixtral" if experts else "mistral" if windows else arch
 
 
 def _gemma_scale(keys: _Keys, layers: int, width: int, heads: int, head_size: int) -> float:

@@ -81,6 +81,8 @@ def _check(path: Any, model: AnyModel) -> None:
     c: Any = model.config
     if isinstance(model, GPT2):
         reason = "" if c.gelu == "tanh" else "GPT-2's GELU in GGUF is the tanh form"
+    elif c.shared_hidden or (c.experts and not c.normalise_experts):
+        reason = "it has a shared expert, or experts' weights that do not sum to 1"
     else:
         reason = "" if len(set(c.windows) - {None}) < 2 else "its windows differ in width"
     if reason:
@@ -139,10 +141,10 @@ def _factors(model: AnyModel) -> list[gguf_write.Tensor]:
 
 
 def arch_of(model: AnyModel) -> str:
-    """`general.architecture` of the model's file: Mistral is a llama there."""
+    """`general.architecture` of the model's file: Mistral and Mixtral are llamas there."""
     if isinstance(model, GPT2):
         return "gpt2"
-    return "llama" if model.config.arch == "mistral" else model.config.arch
+    return "llama" if model.config.arch in ("mistral", "mixtral") else model.config.arch
 
 
 def metadata_of(model: AnyModel) -> dict[str, Any]:
@@ -178,6 +180,10 @@ def _llama_keys(c: LlamaConfig) -> dict[str, Any]:
         "rope.dimension_count": c.rope.size,
         "rope.freq_base": c.rope.base,
     } | _rope_keys(c.rope)
+    if c.experts:
+        keys |= {"expert_count": c.experts, "expert_used_count": c.experts_per_token}
+    if c.arch == "qwen3moe":
+        keys["expert_feed_forward_length"] = c.hidden
     local = [w is not None for w in c.windows]
     if any(local):
         keys["attention.sliding_window"] = next(w for w in c.windows if w is not None)
