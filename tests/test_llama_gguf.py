@@ -258,7 +258,7 @@ ROW = np.zeros((3, 24), np.float32)
         ({"keys": {"qwen3.block_count": "2"}}, "qwen3.block_count has type string"),
         ({"keys": {"qwen3.attention.head_count_kv": 3}}, "is no multiple of kv_heads = 3"),
         ({"keys": {"qwen3.attention.value_length": 8}}, "values of another size than keys"),
-        ({"keys": {"qwen3.expert_count": 8}}, "mixture of experts"),
+        ({"keys": {"qwen3.expert_count": 8}}, "a mixture of 8 experts in a qwen3"),
         ({"keys": {"qwen3.rope.dimension_count": 13}}, "RoPE turns 13 channels"),
         ({"keys": {"qwen3.rope.dimension_count": 300}}, "RoPE turns 300 channels of a head of 14"),
         ({"keys": {"qwen3.rope.scaling.type": "longrope"}}, "'longrope' without its factors"),

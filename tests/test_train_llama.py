@@ -197,5 +197,5 @@ def test_what_does_not_fit_is_said(place, monkeypatch):
 def test_presets_name_their_family():
     assert {n for n in PRESETS if resolve(n).model.family == "llama"} == {
         "llama-small", "llama-260k", "llama-15m", "llama-42m", "llama-110m", "smollm2-135m",
-        "phi3-mini",
+        "phi3-mini", "moe-small",
     }  # fmt: skip

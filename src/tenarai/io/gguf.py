@@ -79,19 +79,26 @@ class GGUFTensor:
         return flat.reshape(prod(self.shape[:-1]), -1)
 
     def array(self) -> np.ndarray | QuantTensor:
-        """A read-only view of the mapped file: float32 (shape) for F32, else a QuantTensor. Of a
-        tensor of three dims, the matrices one above the other.
+        """A read-only view of the mapped file: float32 (shape) for F32, else a QuantTensor.
 
         Raises GGUFError for a type that tenarai does not compute with, and for one other than
         F32 in a tensor that is no matrix (`float32` serves there).
         """
         self._check_known()
         if self.format.name == "F32":
-            flat = np.frombuffer(self._data, "<f4", self.size, self.offset)
-            return flat.reshape(self.shape if self.ndim != 3 else (-1, self.shape[-1]))
-        if self.ndim not in (2, 3):
+            return np.frombuffer(self._data, "<f4", self.size, self.offset).reshape(self.shape)
+        if self.ndim != 2:
             raise self._fail(f"stored as {self.format.name} with shape {self.shape}, no matrix")
-        return QuantTensor(self.format, (prod(self.shape[:-1]), self.shape[-1]), self.raw())
+        return QuantTensor(self.format, (self.shape[0], self.shape[1]), self.raw())
+
+    def matrices(self) -> np.ndarray | QuantTensor:
+        """Of a tensor of three dims (E, O, I), its matrices one above the other, (E·O, I), as
+        `array` gives one. Raises GGUFError for a type that tenarai does not compute with."""
+        self._check_known()
+        shape = prod(self.shape[:-1]), self.shape[-1]
+        if self.format.name == "F32":
+            return np.frombuffer(self._data, "<f4", self.size, self.offset).reshape(shape)
+        return QuantTensor(self.format, shape, self.raw())
 
     def float32(self) -> np.ndarray:
         """float32 (shape): a view for F32, made from the tensor's bytes for all other formats.

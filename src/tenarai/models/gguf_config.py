@@ -134,7 +134,7 @@ def _llama(keys: _Keys) -> LlamaConfig:
     experts = keys.integer("expert_count", 10_000, 0, low=0)
     with_experts = {"llama": (False, True), "qwen3moe": (True,)}.get(arch, (False,))
     if bool(experts) not in with_experts:
-        raise ValueError(f"{experts} experts in a {arch}, which cannot be run")
+        raise ValueError(f"a mixture of {experts} experts in a {arch}, which cannot be run")
     if keys.has("final_logit_softcapping") or keys.has("attn_logit_softcapping"):
         raise ValueError("soft limits of logits, which cannot be followed")
     width = keys.integer("embedding_length", SIZES)

@@ -37,11 +37,17 @@ def read_gguf(file: GGUFFile) -> tuple[AnyModel, FileWeights]:
         tensors[EMBEDDING] = max((tensors[EMBEDDING], copy), key=lambda t: t.format.bits)
     weights: dict[str, Weight] = {}
     for name, group in groups.items():
-        whole = tensors[name].float32() if tensors[name].ndim == 1 else tensors[name].array()
+        whole = _whole(tensors[name], group)
         for p in group:
             rows = _rows(p)
             weights[p.name] = whole if rows is None else whole[rows]
     return model, FileWeights(model.table(), weights)
+
+
+def _whole(tensor: GGUFTensor, group: list[Param]) -> Weight:
+    if group[0].stacked:
+        return tensor.matrices()
+    return tensor.float32() if tensor.ndim == 1 else tensor.array()
 
 
 def _rows(p: Param) -> slice | None:
