@@ -24,7 +24,9 @@ ALLOWED = {
     "bench": FILES | {"api", "config", "infer", "models", "ops", "quant", "train"},
     "finetune": FILES
     | {"api", "config", "data", "infer", "models", "ops", "quant", "tokenizers", "train"},
-    "api": FILES | {"infer", "models", "ops", "quant", "tokenizers"},
+    "opening": FILES | {"models", "ops", "quant", "tokenizers"},
+    "export": FILES | {"models", "ops", "quant", "tokenizers"},
+    "api": FILES | {"export", "opening", "infer", "models", "ops", "quant", "tokenizers"},
     "files": FILES | {"api", "models", "ops", "quant", "tokenizers"},
     "cli": FILES
     | {"bench", "config", "data", "files", "infer", "api", "models", "ops", "quant"}

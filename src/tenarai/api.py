@@ -10,7 +10,6 @@ How files become weights stands in models/exchange.py, how text is made in infer
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tenarai import tokenizers
 from tenarai.errors import TenaraiError
 from tenarai.infer.generate import generate_ids, start_of_text
 from tenarai.infer.sampler import Sampler, Sampling
@@ -40,8 +38,6 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 PathName = str | os.PathLike[str]
-HALVES = {"bfloat16": ".bin", "float16": ".gguf"}  # which file holds numbers of two bytes
-FILES = {".bin": "llm.c's .bin", ".gguf": "a GGUF file"}
 IGNORED = (-100, -1)  # targets that do not count: PyTorch's and ours
 
 
@@ -49,13 +45,14 @@ def load(
     path: PathName,
     *,
     context: int | None = None,
+    tokenizer: PathName | None = None,
     activations: str = "bytes",
     threads: int | None = None,
     ops: Any = None,
     lora: PathName | None = None,
 ) -> Model:
-    """Open a model: a GGUF file, a Hugging Face folder, llm.c's .bin, a tenarai checkpoint or run
-    folder.
+    """Open a model: a GGUF file, a Hugging Face folder, llm.c's or llama2.c's .bin, a tenarai
+    checkpoint or run folder.
 
     `context` is the longest text that will be asked for, the model's own by default; a model that
     was stretched to long texts (Phi-3 of 128k) is truer to short ones when it is opened for them.
@@ -64,48 +61,40 @@ def load(
     a hundred times nearer to exact, "float32" exact but for rounding.
     `threads` are those of the kernels (one a core by default); `ops` takes other operations,
     such as `tenarai.ops.reference`, which needs no compiled core. A tokenizer is opened where one
-    lies in or beside the weights. `lora` puts an adapter on it: a PEFT folder, a GGUF adapter, or
-    the folder of a run of `tenarai finetune`. Raises TenaraiError that says what the path is and
-    what to do.
+    lies in or beside the weights; `tokenizer` names another. `lora` puts an adapter on it: a PEFT
+    folder, a GGUF adapter, or the folder of a run of `tenarai finetune`. Raises TenaraiError that
+    says what the path is and what to do.
     """
     if activations not in ACTIVATIONS:
         raise TenaraiError(f"activations are {activations!r}, expected one of {ACTIVATIONS}")
     path = Path(path)
-    kind, metadata = formats.detect(path), None
+    kind = formats.detect(path)
+    metadata: Mapping[str, Any]
     model: AnyModel
     params: Any
-    tokenizer: Any
+    found: Any
     if kind == formats.GGUF:
         file = gguf.read(path)
         metadata = file.metadata
         model, params = gguf_exchange.read_gguf(file)
-        tokenizer = partial(_gguf_tokenizer, metadata)
+        found = partial(_gguf_tokenizer, metadata)
     else:
-        model, params, tokenizer = _open(path, kind)
+        from tenarai.opening import open_model
+
+        model, params, found, metadata = open_model(path, kind, look=tokenizer is None)
+    if tokenizer is not None:
+        from tenarai.opening import other_tokenizer, without_tokenizer
+
+        found, metadata = other_tokenizer(tokenizer, model), without_tokenizer(metadata)
     if context is not None:
         model = _for_context(path, model, context)
     if lora is not None:
         from tenarai.models.adapter import read_adapter
 
         params = read_adapter(lora, model).on(params)
+    folder = path if kind == formats.HUGGING_FACE and tokenizer is None else None
     how: dict[str, Any] = {"activations": activations, "threads": threads, "ops": ops}
-    return Model(model, params, tokenizer, metadata=metadata, **how)
-
-
-def _open(path: Path, kind: str) -> tuple[AnyModel, Weights, Tokenizer | None]:
-    """Model, weights and tokenizer of anything but a GGUF file."""
-    from tenarai.models import exchange, llmc_exchange, snapshot
-
-    if kind == formats.HUGGING_FACE:
-        model, params = exchange.read_hugging_face(path)
-    elif kind == formats.LLMC:
-        model, params = llmc_exchange.read_llmc(path)
-    elif kind == formats.SAFETENSORS:
-        raise TenaraiError(f"{path}: weights alone do not say their model: name the folder of them")
-    else:
-        model, params, document = snapshot.read(path)
-        return model, params, None if document is None else tokenizers.from_document(document)
-    return model, params, _tokenizer(path, kind)
+    return Model(model, params, found, metadata=metadata, folder=folder, **how)
 
 
 def _gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer | None:
@@ -126,20 +115,12 @@ def _for_context(path: Path, model: AnyModel, context: int) -> AnyModel:
     return Llama(replace(model.config, context=context)) if isinstance(model, Llama) else model
 
 
-def _tokenizer(path: Path, kind: str) -> Tokenizer | None:
-    """The tokenizer that lies with the weights. A damaged one is an error, a missing one is not."""
-    found = tokenizers.find(path if path.is_dir() else path.parent)
-    if found is None or (kind == formats.LLMC and found.suffix != ".bin"):
-        return None
-    return tokenizers.load(found)
-
-
 class Model:
     """A language model with its weights. Not for two Python threads at once.
 
     config: its numbers. tokenizer: may be None. params: name → float32 array, as trained here, or
-    weights as they lie in a GGUF file, with an adapter or not. metadata: that file's, empty for a
-    model from elsewhere.
+    weights as they lie in a file, with an adapter or not. metadata: a GGUF file's; of a folder its
+    chat template.
     """
 
     def __init__(
@@ -149,12 +130,14 @@ class Model:
         tokenizer: Tokenizer | Callable[[], Tokenizer | None] | None = None,
         *,
         metadata: Mapping[str, Any] | None = None,
+        folder: Path | None = None,
         activations: str = "bytes",
         threads: int | None = None,
         ops: Any = None,
     ):
         self.model, self.params, self._tokenizer = model, params, tokenizer
         self.metadata = {} if metadata is None else metadata
+        self._folder = folder  # Hugging Face's, whose tokenizer files go into the next one
         self._activations, self._threads, self._given_ops = activations, threads, ops
 
     @cached_property
@@ -298,63 +281,35 @@ class Model:
         assert self.tokenizer is not None
         return Vocabulary(self.tokenizer)
 
-    def save(self, path: PathName, dtype: str = "float32") -> list[str]:
+    def save(
+        self,
+        path: PathName,
+        dtype: str | None = None,
+        *,
+        target: str | None = None,
+        shard_size: int | None = None,
+        progress: Callable[[int], object] = lambda weights: None,
+    ) -> list[str]:
         """Write the model, in a format by suffix, and return what that format could not hold.
 
-        `.gguf` is a GGUF file (`dtype` "float32" or "float16" for matrices that are not quantised;
-        those that are stay as they are), `.bin` llm.c's file ("float32" or "bfloat16"), `.tenarai`
-        a checkpoint of tenarai; anything else is a Hugging Face folder, tokenizer included.
-        Raises TenaraiError for a suffix of a format that cannot be written; WriteError.
+        `.gguf` is a GGUF file, `.bin` llm.c's file (of a GPT-2) or llama2.c's, `.tenarai` a
+        checkpoint of tenarai; anything else is a Hugging Face folder, tokenizer included, in files
+        of at most `shard_size` bytes. `target` names a format of io/targets.TARGETS, `dtype` the
+        type of its matrices: "F32" (or "float32"), in places "F16", "BF16" or a quantised one;
+        without it GGUF keeps quantised weights as they are. `progress` is told the weights done.
+        Raises TenaraiError for what cannot be written, or not as that; WriteError.
         """
-        from tenarai.models import exchange, llmc_exchange, snapshot
+        from tenarai import export
+        from tenarai.io.hugging_face import tokenizer_files
 
         if isinstance(self.params, Adapted):
-            return self.merged().save(path, dtype)
-        path = Path(path)
-        if dtype != "float32" and HALVES.get(dtype) != path.suffix:
-            where = HALVES.get(dtype)
-            raise TenaraiError(
-                f"{path}: only {FILES[where]} can be written in {dtype}"
-                if where
-                else f"{path}: dtype is {dtype!r}, expected float32, {' or '.join(HALVES)}"
+            merged = self.merged()
+            return merged.save(
+                path, dtype, target=target, shard_size=shard_size, progress=progress
             )
-        if path.suffix == ".gguf":
-            return self._save_gguf(path, dtype)
-        if path.suffix == ".bin":
-            llmc_exchange.write_llmc(path, self.model, self.params.expanded(), dtype)
-            return ["the tokenizer: keep its file beside the model"] if self.tokenizer else []
-        if path.suffix == snapshot.SUFFIX:
-            document = self.tokenizer.to_json() if self.tokenizer else None
-            snapshot.write(path, self.model, self.params.expanded(), document)
-            return []
-        if path.suffix in (".pt", ".pth", ".ckpt"):
-            raise TenaraiError(
-                f"{path}: {path.suffix} files cannot be written (yet): name a folder for Hugging "
-                f"Face's format, or a file ending in .gguf, .bin (llm.c) or {snapshot.SUFFIX}"
-            )
-        files, end, left_out = _hugging_face_tokenizer(self.tokenizer, self.config)
-        exchange.write_hugging_face(path, self.model, self.params.expanded(), files, end)
-        return left_out
-
-    def _save_gguf(self, path: Path, dtype: str) -> list[str]:
-        """The tokenizer goes along, and the name and licence of a model from a GGUF file."""
-        from tenarai.models import gguf_out
-        from tenarai.tokenizers.gguf_out import to_gguf
-
-        own = {
-            key: value
-            for key, value in self.metadata.items()
-            if key.startswith(("tokenizer.", "general.")) and key not in gguf_out.OWN_KEYS
-        }
-        left_out = []
-        if "tokenizer.ggml.model" not in own and self.tokenizer is not None:
-            try:
-                own |= to_gguf(self.tokenizer)
-            except tokenizers.TokenizerError as error:
-                left_out = [f"the tokenizer ({error}): keep its file beside the model"]
-        types = getattr(self.metadata, "types", {})
-        gguf_out.write_gguf(path, self.model, self.params, dtype, own, types)
-        return left_out
+        files = tokenizer_files(self._folder) if self._folder else {}
+        whole = export.Whole(self.model, self.params, self.tokenizer, self.metadata, files)
+        return export.write(Path(path), whole, target, dtype, shard_size, progress)
 
     def _prompt(self, prompt: str | Sequence[int]) -> Sequence[int]:
         if not isinstance(prompt, str):
@@ -395,31 +350,3 @@ class Model:
         if wrong.size:
             raise TenaraiError(f"{name} hold {wrong[0]}, ids of this model are 0 to {V - 1}")
         return np.ascontiguousarray(ids, np.int32)
-
-
-def _hugging_face_tokenizer(
-    tokenizer: Tokenizer | None, config: AnyConfig
-) -> tuple[dict[str, bytes], int | None, list[str]]:
-    """Its files for a Hugging Face folder, the id that ends a text, and what is not held."""
-    if tokenizer is None:
-        return {}, None, []
-    document, left_out = tokenizer.to_json(), []
-    document = document.get("tokenizer", document)  # ours wraps theirs where eot needs saying
-    settings: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": config.context,
-        "clean_up_tokenization_spaces": False,
-    }
-    files = {"tokenizer.json": document}
-    if "tenarai_tokenizer" in document:
-        left_out = [f"the {tokenizer.name} tokenizer for transformers: only tenarai reads its file"]
-    else:
-        if tokenizer.eot is not None:
-            end = tokenizer.decode([tokenizer.eot])
-            settings |= {"bos_token": end, "eos_token": end}
-        files["tokenizer_config.json"] = settings
-    encoded = {
-        name: json.dumps(value, ensure_ascii=False, indent=1).encode()
-        for name, value in files.items()
-    }
-    return encoded, tokenizer.eot, left_out

@@ -22,7 +22,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -65,9 +65,13 @@ class Entry:
 
 
 def write_checkpoint(
-    path: str | os.PathLike[str], arrays: Mapping[str, Array], meta: Mapping[str, Any]
+    path: str | os.PathLike[str],
+    arrays: Mapping[str, Array],
+    meta: Mapping[str, Any],
+    progress: Callable[[int], object] = lambda numbers: None,
 ) -> int:
     """Write `arrays` and `meta` (what JSON can hold) to `path`, whole or not at all; → bytes.
+    `progress` is told how many numbers were written.
 
     The arrays are contiguous and are written from where they stand, without a copy. Raises
     WriteError (full disk and the like; an older file at `path` is then untouched), ValueError for
@@ -88,6 +92,7 @@ def write_checkpoint(
             if array.nbytes:
                 put(array.reshape(-1).view(np.uint8).data)
             at = offsets[name] + array.nbytes
+            progress(array.size)
         f.write(digest.finish())
     return at + DIGEST
 

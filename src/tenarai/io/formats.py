@@ -7,15 +7,19 @@ from pathlib import Path
 
 from tenarai.errors import TenaraiError
 
-HUGGING_FACE, LLMC, GGUF, SAFETENSORS, CHECKPOINT, FOLDER = (
+HUGGING_FACE, LLMC, LLAMA2C, GGUF, SAFETENSORS, CHECKPOINT, FOLDER = (
     "Hugging Face folder",
     "llm.c model",
+    "llama2.c model",
     "GGUF file",
     "safetensors file",
     "tenarai checkpoint",
     "folder",
 )
-READABLE = "a GGUF file, a Hugging Face folder, llm.c's .bin, a tenarai checkpoint or run folder"
+READABLE = (
+    "a GGUF file, a Hugging Face folder, llm.c's or llama2.c's .bin, a tenarai checkpoint or run "
+    "folder"
+)
 # Files from before GGUF, their magic as a little-endian number; and GGUF with its bytes turned.
 GGUF_MAGICS = (b"GGUF", b"FUGG")
 OLD_GGML = (b"lmgg", b"fmgg", b"tjgg", b"algg")
@@ -43,7 +47,7 @@ def detect(path: str | os.PathLike[str]) -> str:
         raise TenaraiError(f"{path}: is empty: the download or the copy failed, do it again")
     if start[:4] in GGUF_MAGICS:
         return GGUF
-    from tenarai.io import checkpoint, llmc  # not needed for the commonest kind
+    from tenarai.io import checkpoint, llama2c, llmc  # not needed for the commonest kind
 
     if start[:8] == checkpoint.MAGIC:
         return CHECKPOINT
@@ -52,6 +56,8 @@ def detect(path: str | os.PathLike[str]) -> str:
     _refuse(path, start)
     if path.suffix == ".safetensors" or start[8:10] == b'{"':
         return SAFETENSORS
+    if llama2c.looks_like(start):  # its first version has no magic
+        return LLAMA2C
     raise TenaraiError(f"{path}: is no model that can be read: name {READABLE}")
 
 

@@ -26,7 +26,7 @@ karpathy/llm.c, `train_gpt2.py` (writes it) and `train_gpt2.c` (reads it).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -187,11 +187,13 @@ def write(
     header: Header,
     arrays: Mapping[str, Any],
     dtype: str = "float32",
+    progress: Callable[[int], object] = lambda weights: None,
 ) -> None:
     """Write a file, whole or not at all; wte is (V, C) and gets its padding here.
 
     `arrays` has the names of SHAPES: an array each, for a layer's tensor a sequence of L arrays.
     `dtype` "float32" is version 3, "bfloat16" version 5 (rounded to nearest even).
+    `progress` is told how many numbers were written.
     Raises TenaraiError for a header that cannot be and for a wrong shape; WriteError.
     """
     path = Path(path)
@@ -215,3 +217,4 @@ def write(
             for part in parts + ([padding] if name == "wte" else []):
                 bits = narrow(part).astype("<u2") if dtype == "bfloat16" else part
                 f.write(np.ascontiguousarray(bits, "<u2" if dtype == "bfloat16" else "<f4").data)
+                progress(np.size(bits))

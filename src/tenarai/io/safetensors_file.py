@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 
 from tenarai.errors import TenaraiError
 from tenarai.io.atomic import atomic_write
-from tenarai.io.bfloat16 import widen
+from tenarai.io.bfloat16 import narrow, widen
 from tenarai.io.json_file import read_json
 
 Array = NDArray[Any]
@@ -115,28 +115,44 @@ def open_index(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return {name: shards[file][name] for name, file in places.items()}
 
 
+Made = tuple[str, tuple[int, ...], Callable[[], Array]]  # name, shape, function that makes it
+STORED: dict[str, Callable[[Array], Array]] = {
+    "F32": lambda x: np.ascontiguousarray(x, "<f4"),
+    "F16": lambda x: np.ascontiguousarray(x, "<f2"),
+    "BF16": lambda x: narrow(x).astype("<u2", copy=False),
+}
+ITEM = {"F32": 4, "F16": 2, "BF16": 2}  # bytes a number
+F16_MAX = 65504.0
+
+
 def write_file(
     path: str | os.PathLike[str],
-    arrays: Iterable[tuple[str, tuple[int, ...], Callable[[], Array]]],
+    arrays: Iterable[Made],
     metadata: Mapping[str, str],
+    type: str = "F32",
+    progress: Callable[[int], object] = lambda numbers: None,
 ) -> None:
-    """Write float32 arrays, whole or not at all. Each is (name, shape, function that makes it).
+    """Write float32 arrays as `type`, whole or not at all.
 
-    A function is called when its array's turn comes, so that transposed copies live one at a time.
-    Raises WriteError.
+    A function is called when its array's turn comes, so that transposed copies live one at a time;
+    `progress` is told how many numbers were written. Raises WriteError; TenaraiError for a number
+    that float16 cannot hold.
     """
     arrays = list(arrays)
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, shape, _ in arrays:
-        begin, end = end, end + 4 * prod(shape)
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+        begin, end = end, end + ITEM[type] * prod(shape)
+        header[name] = {"dtype": type, "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # arrays begin at a multiple of 8
     with atomic_write(path) as f:
         f.write(len(text).to_bytes(8, "little") + text)
         for name, shape, make in arrays:
-            array = np.ascontiguousarray(make(), "<f4")
-            if array.shape != shape:
-                raise ValueError(f"{name}: made {array.shape}, announced {shape}")
-            f.write(array.data)
+            made = make()
+            if made.shape != shape:
+                raise ValueError(f"{name}: made {made.shape}, announced {shape}")
+            if type == "F16" and np.abs(made).max(initial=0) > F16_MAX:
+                raise TenaraiError(f"{path}: {name} has numbers beyond float16: take BF16 or F32")
+            f.write(STORED[type](made).data)
+            progress(made.size)

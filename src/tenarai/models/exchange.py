@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from tenarai.models import families
 from tenarai.models.families import AnyModel
 from tenarai.models.gpt2 import GPT2
 from tenarai.models.llama import Llama
-from tenarai.models.pairing import to_adjacent, to_half
+from tenarai.models.pairing import in_pairing
 from tenarai.models.table import Param, Weights, and_more
 
 Array = np.ndarray
@@ -34,6 +35,7 @@ BUFFERS = re.compile(
     r"transformer\.h\.\d+\.attn\.(bias|masked_bias)|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 )
 TIED = "lm_head.weight"
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def read_hugging_face(folder: PathName) -> tuple[AnyModel, Weights]:
@@ -71,15 +73,20 @@ def write_hugging_face(
     model: AnyModel,
     params: Mapping[str, Array],
     files: Mapping[str, bytes] | None = None,
-    end_token: int | None = None,
+    ids: Mapping[str, Any] | None = None,
+    *,
+    type: str = "F32",
+    shard_size: int | None = None,
+    progress: Callable[[int], object] = lambda weights: None,
 ) -> None:
     """Write a folder that `transformers` loads as the model's ...ForCausalLM, with equal logits.
 
-    `files` are the tokenizer's, by name; `end_token` is the id that ends a text, if one does.
-    A GPT-2 without biases is written with zeros there, since the format has no way to say so.
-    Raises WriteError.
+    `files` are the tokenizer's, by name; `ids` its special tokens', as config.json has them
+    (bos_token_id, eos_token_id). Weights are `type` (F32, F16 or BF16) in files of at most
+    `shard_size` bytes. A GPT-2 without biases is written with zeros there, since the format has no
+    way to say so. Raises WriteError.
     """
-    special = {"bos_token_id": end_token, "eos_token_id": end_token}
+    special = {"bos_token_id": None, "eos_token_id": None} | dict(ids or {})
 
     def maker(group: list[Param]) -> Callable[[], Array]:
         return lambda: _to_file(
@@ -88,8 +95,8 @@ def write_hugging_face(
 
     table = with_biases(model).table() if isinstance(model, GPT2) else model.table()
     arrays = [(n, _file_shape(g), maker(g)) for n, g in by_file_name(table).items()]
-    config = families.to_hugging_face(model) | special
-    hugging_face.write_folder(folder, config, arrays, special, files)
+    config = families.to_hugging_face(model) | special | {"dtype": DTYPES[type]}
+    hugging_face.write_folder(folder, config, arrays, special, files, type, shard_size, progress)
 
 
 def in_hugging_face_layout(weights: Weights, model: AnyModel | None = None) -> dict[str, Array]:
@@ -119,8 +126,7 @@ def _from_file(model: AnyModel, p: Param, array: Array) -> Array:
         array = array[p.fused.begin : p.fused.begin + p.shape[0]]
     if p.hf_transposed:
         array = array.T
-    if p.rope_heads and _neighbours(model):
-        array = to_adjacent(array, p.rope_heads)
+    array = in_pairing(array, p.rope_heads, "half", _pairing(model))
     return array + np.float32(p.hf_shift) if p.hf_shift else array
 
 
@@ -130,16 +136,15 @@ def _to_file(
     """The tensor of a group of weights: `_from_file` backwards."""
     parts = []
     for p, array in zip(group, values, strict=True):
-        if p.rope_heads and _neighbours(model):
-            array = to_half(array, p.rope_heads)
+        array = in_pairing(array, p.rope_heads, _pairing(model), "half")
         if shift and p.hf_shift:
             array = array - np.float32(p.hf_shift)
         parts.append(np.ascontiguousarray(array.T) if p.hf_transposed else array)
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _neighbours(model: AnyModel | None) -> bool:
-    return isinstance(model, Llama) and model.config.pairing == "adjacent"
+def _pairing(model: AnyModel | None) -> str:
+    return model.config.pairing if isinstance(model, Llama) else "half"
 
 
 def _file_shape(group: list[Param]) -> tuple[int, ...]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import cache
+from math import prod
 from os import PathLike
 from typing import Any
 
@@ -25,27 +27,28 @@ from tenarai.models.gguf_config import (
 from tenarai.models.gguf_exchange import by_file_name, file_shape
 from tenarai.models.gpt2 import GPT2, GPT2Config
 from tenarai.models.llama import Llama, LlamaConfig
-from tenarai.models.pairing import to_adjacent, to_half
+from tenarai.models.pairing import in_pairing
 from tenarai.models.rope import Rope
 from tenarai.models.table import Param, Weight
-from tenarai.quant import FORMATS, Format, QuantTensor
+from tenarai.quant import FORMATS, Format, QuantTensor, mixes
 
 Array = np.ndarray
-FORMAT_OF = {"float32": "F32", "float16": "F16"}
-OWN_KEYS = ("general.architecture", "general.file_type", "general.alignment")
-FILE_TYPE = {"float32": 0, "float16": 1}  # general.file_type
+VERSION = 2  # of the formats of blocks
+OWN_KEYS = ("general.architecture", "general.alignment")
+FILE_TYPE, VERSION_KEY = "general.file_type", "general.quantization_version"
 
 
 def write_gguf(
     path: str | PathLike[str],
     model: AnyModel,
     params: Mapping[str, Weight],
-    dtype: str = "float32",
+    type: str | None = None,
     more: Mapping[str, Any] | None = None,
     types: Mapping[str, str] | None = None,
+    progress: Callable[[int], object] = lambda weights: None,
 ) -> None:
-    """Write the model; float matrices as `dtype` ("float32" or "float16"), quantised ones as they
-    are, vectors as float32.
+    """Write the model, its matrices in a mix of quant/mixes.py: None for quantised ones as they
+    are and others as float32; vectors as float32.
 
     `more` are further keys, such as the tokenizer's, `types` their types where a value alone does
     not tell. q and k of arch llama are put in the order for neighbouring pairs, a GPT-2's missing
@@ -56,24 +59,28 @@ def write_gguf(
         keys = metadata_of(model)
     except ValueError as error:
         raise TenaraiError(f"{path}: {error}: write a Hugging Face folder instead") from error
-    keys["general.file_type"] = FILE_TYPE[dtype]
+    keys |= _type_keys(params, type, more or {})
     table = with_biases(model).table() if isinstance(model, GPT2) else model.table()
+
+    mix, place, ops = type and mixes.mix_of(type), _place(model), cache(_fast)
 
     def value(p: Param) -> Weight:
         w = params[p.name] if p.name in params else value_or_zeros({}, p.name, p.shape)
         return _for_file(model, p, w)
 
     def tensor(name: str, group: list[Param]) -> gguf_write.Tensor:
-        format = _format_of([params.get(p.name) for p in group], len(file_shape(group)), dtype)
+        shape = file_shape(group)
+        format = _format_of(name, shape, [params.get(p.name) for p in group], mix, place)
 
         def make() -> Iterator[Array]:
-            return (_as(format, value(p)) for p in group)
+            yield from (_as(name, format, value(p), ops) for p in group)
+            progress(prod(shape))
 
-        return gguf_write.Tensor(name, file_shape(group), format, make)
+        return gguf_write.Tensor(name, shape, format, make)
 
     tensors = [tensor(name, group) for name, group in by_file_name(table).items()]
     own_types = {key: types[key] for key in more or {} if types and key in types}
-    gguf_write.write(path, keys | dict(more or {}), [*_factors(model), *tensors], own_types)
+    gguf_write.write(path, dict(more or {}) | keys, [*_factors(model), *tensors], own_types)
 
 
 def _check(path: Any, model: AnyModel) -> None:
@@ -89,33 +96,76 @@ def _check(path: Any, model: AnyModel) -> None:
         raise TenaraiError(f"{path}: {reason}, so this model would be another there")
 
 
-def _format_of(weights: list[Weight | None], dims: int, dtype: str) -> Format:
+def _fast() -> Any:
+    """Only quantising needs the compiled core."""
+    from tenarai.ops.fast import Fast
+
+    return Fast()
+
+
+def _place(model: AnyModel) -> mixes.Place:
+    if isinstance(model, GPT2):
+        return mixes.Place(model.config.layers, tied=True)
+    c = model.config
+    return mixes.Place(c.layers, c.heads // c.kv_heads, c.tied)
+
+
+def _type_keys(params: Mapping[str, Weight], type: str | None, more: Mapping[str, Any]) -> Any:
+    """What a file says about its types; of quantised weights that stay, what theirs said."""
+    if type is None:
+        quantised = any(isinstance(w, QuantTensor) for w in params.values())
+        return {FILE_TYPE: more.get(FILE_TYPE, 0) if quantised else 0}
+    mix = mixes.mix_of(type)
+    return {FILE_TYPE: mix.number} | ({} if mix.is_float else {VERSION_KEY: VERSION})
+
+
+def _format_of(
+    name: str,
+    shape: tuple[int, ...],
+    weights: list[Weight | None],
+    mix: mixes.Mix | None,
+    place: mixes.Place,
+) -> Format:
     quantised = {w.format for w in weights if isinstance(w, QuantTensor)}
+    if mix is not None:
+        wanted = mixes.format_of(mix, name, shape, place)
+        if quantised - {wanted} and not (wanted.block == 1 or _are_floats(quantised)):
+            raise TenaraiError(
+                f"{name} is {quantised.pop().name} already, and rounding twice adds up: keep its "
+                "types (leave out --type), or `tenarai quantize --requantize` a GGUF file"
+            )
+        return wanted
     if len(quantised) > 1:
         raise TenaraiError(
             f"parts of one tensor are quantised as {', '.join(f.name for f in quantised)}: "
             "quantise them alike"
         )
-    return quantised.pop() if quantised else FORMATS[FORMAT_OF[dtype] if dims > 1 else "F32"]
+    return quantised.pop() if quantised else FORMATS["F32"]
+
+
+def _are_floats(formats: set[Format]) -> bool:
+    return all(f.block == 1 for f in formats)
 
 
 def _for_file(model: AnyModel, p: Param, w: Weight) -> Weight:
     """The weight with its rows in the order of a GGUF file of the model's architecture."""
-    if not p.rope_heads or not isinstance(model, Llama):
+    if not isinstance(model, Llama):
         return w
     theirs = "adjacent" if arch_of(model) == "llama" else "half"
-    if model.config.pairing == theirs:
-        return w
-    turn: Callable[[Array, int], Array] = to_adjacent if theirs == "adjacent" else to_half
-    if isinstance(w, QuantTensor):
-        return QuantTensor(w.format, w.shape, turn(w.data, p.rope_heads))
-    return turn(w, p.rope_heads)
+    return in_pairing(w, p.rope_heads, model.config.pairing, theirs)
 
 
-def _as(format: Format, w: Weight) -> Array:
+def _as(name: str, format: Format, w: Weight, ops: Callable[[], Any]) -> Array:
     if isinstance(w, QuantTensor):
-        return w.data
-    return np.ascontiguousarray(w, "<f2" if format.name == "F16" else "<f4")
+        if w.format == format:
+            return w.data
+        w = w.dequantize()
+    if format.name in ("F32", "F16"):
+        return np.ascontiguousarray(w, "<f2" if format.name == "F16" else "<f4")
+    try:
+        return ops().quantize(np.ascontiguousarray(w, np.float32), format).data
+    except ValueError as error:
+        raise TenaraiError(f"{name}: {error}") from error
 
 
 def _factors(model: AnyModel) -> list[gguf_write.Tensor]:

@@ -5,7 +5,7 @@ Their linear layers lie as ours do, (O, I). How the files look is the business o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any
 
@@ -21,6 +21,8 @@ from tenarai.models.table import Weights
 
 Array = np.ndarray
 PathName = str | PathLike[str]
+
+DTYPES = {"F32": "float32", "BF16": "bfloat16"}
 
 LLMC = {
     "wte": "wte.weight",
@@ -64,17 +66,21 @@ def read_llmc(path: PathName) -> tuple[GPT2, Weights]:
 
 
 def write_llmc(
-    path: PathName, model: AnyModel, params: Mapping[str, Array], dtype: str = "float32"
+    path: PathName,
+    model: AnyModel,
+    params: Mapping[str, Array],
+    type: str = "F32",
+    progress: Callable[[int], object] = lambda weights: None,
 ) -> None:
-    """Write llm.c's file; `dtype` "float32" or "bfloat16". Missing biases are written as zeros.
+    """Write llm.c's file; `type` "F32" or "BF16". Missing biases are written as zeros.
 
     Raises TenaraiError for a model that llm.c does not have, or computes differently (exact GELU,
     another epsilon); WriteError.
     """
     if not isinstance(model, GPT2):
         raise TenaraiError(
-            f"{path}: llm.c's file holds GPT-2 only, this is a {families.name_of(model)}: write a "
-            "Hugging Face folder or a GGUF file"
+            f"{path}: llm.c's file holds GPT-2 only, this is a {families.name_of(model)}: write "
+            "llama2.c's file (--to llama2c), a Hugging Face folder or a GGUF file"
         )
     c = model.config
     for name, ours, theirs in (("gelu", c.gelu, "tanh"), ("norm_eps", c.norm_eps, 1e-5)):
@@ -94,4 +100,4 @@ def write_llmc(
         key: [value(name.format(i)) for i in range(c.layers)] if "{}" in name else value(name)
         for key, name in LLMC.items()
     }
-    llmc.write(path, header, arrays, dtype)
+    llmc.write(path, header, arrays, DTYPES[type], progress)

@@ -7,9 +7,24 @@ their order is free as long as q and k share it: the two are the same model.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from tenarai.quant import QuantTensor
+
 Array = np.ndarray
+
+
+def in_pairing(w: Any, heads: int, have: str, want: str) -> Any:
+    """The rows of `heads` heads, which lie for pairing `have`, in the order for `want`. With no
+    heads, or where the two are the same, w itself."""
+    if not heads or have == want:
+        return w
+    turn = to_adjacent if want == "adjacent" else to_half
+    if isinstance(w, QuantTensor):  # whole rows move, whatever their format
+        return QuantTensor(w.format, w.shape, turn(w.data, heads))
+    return turn(w, heads)
 
 
 def to_adjacent(w: Array, heads: int) -> Array:

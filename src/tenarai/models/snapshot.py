@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,11 @@ def read(path: PathName) -> tuple[AnyModel, Weights, Document | None]:
 
 
 def write(
-    path: PathName, model: AnyModel, params: Mapping[str, Any], tokenizer: Document | None = None
+    path: PathName,
+    model: AnyModel,
+    params: Mapping[str, Any],
+    tokenizer: Document | None = None,
+    progress: Callable[[int], object] = lambda weights: None,
 ) -> None:
     """Write the weights, the configuration and the tokenizer's document. Raises WriteError."""
     arrays = {WEIGHTS + p.name: params[p.name] for p in model.table()}
@@ -57,7 +61,7 @@ def write(
         arrays[TOKENIZER] = np.frombuffer(document, np.uint8)
     family = config_json.family_of(model.config)
     meta = {"kind": "weights", "family": family, CONFIG: config_json.to_json(model.config)}
-    write_checkpoint(path, arrays, meta)
+    write_checkpoint(path, arrays, meta, progress)
 
 
 def open_newest(path: PathName, verify: bool = True) -> Checkpoint:

@@ -71,7 +71,7 @@ class HFTokenizer(Tokenizer):
         self._drops_space = False
         if self.byte_level:
             self._pieces = LazyPieces(self.vocab_size, self._letters_piece)
-        elif (drops := _metaspace(decoder)) is not None:
+        elif (drops := metaspace(decoder)) is not None:
             self._drops_space = drops
             self._pieces = LazyPieces(self.vocab_size, self._metaspace_piece)
         self._find_bos()
@@ -267,7 +267,7 @@ def _is_gpt2_pattern(document: dict[str, Any]) -> bool:
     )
 
 
-def _metaspace(decoder: dict[str, Any]) -> bool | None:
+def metaspace(decoder: dict[str, Any]) -> bool | None:
     """Whether decoding drops a leading space; None where ▁ is not what a space is written as."""
     parts = decoder.get("decoders") if decoder.get("type") == "Sequence" else [decoder]
     parts = [p for p in parts or [] if isinstance(p, dict)]

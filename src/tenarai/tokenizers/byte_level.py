@@ -43,12 +43,12 @@ class ByteLevelTokenizer(PieceTokenizer):
         **options: Any,
     ):
         super().__init__(vocabulary, metadata, **options)
-        self.name, self._kind = "bpe", kind
+        self.name, self.kind = "bpe", kind
         self._ids = dict(vocabulary.ids)  # what text can become: no control tokens
         for name in self.special:
             del self._ids[name]
-        self._merges, self._rank = _merges(vocabulary, self._ids)
-        self._cutter, self._normalizer = pre_tokenizer(kind), normalizer(kind)
+        self.merges, self._rank = _merges(vocabulary, self._ids)
+        self.cutter, self.normalizer = pre_tokenizer(kind), normalizer(kind)
         self._known = Remembered(self._encode_word)
 
     def _make_piece(self, token: int) -> bytes:
@@ -58,17 +58,17 @@ class ByteLevelTokenizer(PieceTokenizer):
         return bytes_of(name)
 
     def _encode_plain(self, text: str) -> list[int]:
-        if self._normalizer:
-            text = self._normalizer.normalize_str(text)
+        if self.normalizer:
+            text = self.normalizer.normalize_str(text)
         if len(text) > SHORT:
             return guard(self._library.encode, text, add_special_tokens=False).ids
         ids: list[int] = []
-        for word, _ in guard(self._cutter.pre_tokenize_str, text):
+        for word, _ in guard(self.cutter.pre_tokenize_str, text):
             ids += self._known(word)
         return ids
 
     def _encode_word(self, word: str) -> list[int]:
-        if self._kind.whole_words and word in self._ids:
+        if self.kind.whole_words and word in self._ids:
             return [self._ids[word]]
         word = "".join(letter for letter in word if letter in self._ids)
         pieces = merge(word, self._rank)
@@ -76,16 +76,16 @@ class ByteLevelTokenizer(PieceTokenizer):
 
     @cached_property
     def _library(self) -> tokenizers.Tokenizer:
-        pairs = [(left, right) for left, right in (merge.split(" ") for merge in self._merges)]
+        pairs = [(left, right) for left, right in (merge.split(" ") for merge in self.merges)]
         check_merges(self._ids, pairs, 0)  # the library would panic
-        whole = self._kind.whole_words
+        whole = self.kind.whole_words
         made = guard(models.BPE, vocab=self._ids, merges=pairs, ignore_merges=whole)
         library = tokenizers.Tokenizer(made)
-        library.pre_tokenizer = self._cutter
+        library.pre_tokenizer = self.cutter
         return library
 
     def _parts(self, text: str) -> Iterator[str]:
-        plain = self._kind.cuttable and not self.vocabulary.of_type(TokenType.USER_DEFINED)
+        plain = self.kind.cuttable and not self.vocabulary.of_type(TokenType.USER_DEFINED)
         return cut(text, CHUNK) if plain else super()._parts(text)
 
 

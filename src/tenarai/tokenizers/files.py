@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ from .base import Tokenizer, TokenizerError
 from .bpe import EOT, HFTokenizer, byte_level_bpe
 from .byte_letters import letters_of
 from .gguf import from_gguf
-from .sentencepiece_files import from_llama2c, from_model
+from .sentencepiece_files import LLAMA2C_NAME, from_llama2c, from_model
 from .vocabulary import MAX_PIECE
 
 MAX_BYTES = 1 << 28  # the largest tokenizer.json in use has some 35 MB
 LLMC_MAGIC = 20240328
 LLMC_NAME = "gpt2_tokenizer.bin"
-_NAMES = ("tokenizer.json", "vocab.json", "tokenizer.model", LLMC_NAME)
+_NAMES = ("tokenizer.json", "vocab.json", "tokenizer.model", LLMC_NAME, LLAMA2C_NAME)
 
 
 def load(path: str | os.PathLike[str]) -> Tokenizer:
@@ -58,9 +58,9 @@ def from_document(document: dict[str, Any]) -> Tokenizer:
     return _shaped(lambda: HFTokenizer(document))
 
 
-def find(folder: str | os.PathLike[str]) -> Path | None:
-    """The tokenizer's file in a folder, None where there is none."""
-    return next((p for name in _NAMES if (p := Path(folder) / name).is_file()), None)
+def find(folder: str | os.PathLike[str], names: Sequence[str] | None = None) -> Path | None:
+    """The tokenizer's file in a folder, the first of `names` if given; None where none is."""
+    return next((p for name in names or _NAMES if (p := Path(folder) / name).is_file()), None)
 
 
 def _is_gguf(path: Path) -> bool:

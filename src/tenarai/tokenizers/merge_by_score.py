@@ -40,13 +40,13 @@ class ScoreTokenizer(PieceTokenizer):
         self.name, self.prefix_space = "sentencepiece", prefix_space
         self._bytes = vocabulary.byte_ids()
         # Control tokens, bytes and those found beforehand never come from joining.
-        self._ranks = dict(zip(vocabulary.tokens, (-vocabulary.scores).tolist(), strict=True))
+        self.ranks = dict(zip(vocabulary.tokens, (-vocabulary.scores).tolist(), strict=True))
         fixed = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED, TokenType.BYTE)
         for name in vocabulary.of_type(*fixed):
-            del self._ranks[name]
-        self._ranks.pop("", None)
+            del self.ranks[name]
+        self.ranks.pop("", None)
         self._unused = vocabulary.of_type(TokenType.UNUSED)
-        self._word = _words(self._ranks)
+        self._word = _words(self.ranks)
         self._known = Remembered(self._encode_word)
 
     def _make_piece(self, token: int) -> bytes:
@@ -69,12 +69,12 @@ class ScoreTokenizer(PieceTokenizer):
     def _encode_word(self, word: str) -> list[int]:
         ids: list[int] = []
         for piece in self._pieces_of(word):
-            i = self.vocabulary.ids[piece] if piece in self._ranks else None
+            i = self.vocabulary.ids[piece] if piece in self.ranks else None
             ids += self._fallback(piece) if i is None else [i]
         return ids
 
     def _pieces_of(self, word: str) -> list[str]:
-        ranks, unused = self._ranks, self._unused
+        ranks, unused = self.ranks, self._unused
         if not unused:
             return merge(word, lambda left, right: ranks.get(left + right))
         parts: dict[str, tuple[str, str]] = {}  # what unused pieces were last offered from

@@ -79,7 +79,7 @@ class PieceTokenizer(Tokenizer):
         add_bos: bool = False,
         swallow: frozenset[str] = frozenset(),
     ):
-        self.vocabulary, self._metadata, self._swallow = vocabulary, metadata, swallow
+        self.vocabulary, self._metadata, self.swallow = vocabulary, metadata, swallow
         self.vocab_size = len(vocabulary.tokens)
         self.bos, self.add_bos = vocabulary.bos, add_bos and vocabulary.bos is not None
         self.eot = vocabulary.eos
@@ -99,12 +99,12 @@ class PieceTokenizer(Tokenizer):
     @cached_property
     def _defined(self) -> SpecialFinder:
         """Tokens that were added to the vocabulary and are found in any text."""
-        return SpecialFinder(self.vocabulary.of_type(TokenType.USER_DEFINED), self._swallow)
+        return SpecialFinder(self.vocabulary.of_type(TokenType.USER_DEFINED), self.swallow)
 
     @cached_property
     def _all_special(self) -> SpecialFinder:
         tokens = self.vocabulary.of_type(TokenType.USER_DEFINED, *CONTROL)
-        return SpecialFinder(tokens, self._swallow)
+        return SpecialFinder(tokens, self.swallow)
 
     def encode(self, text: str, parse_special: bool = False) -> list[int]:
         utf8(text)  # refuses surrogates

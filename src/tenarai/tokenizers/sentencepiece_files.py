@@ -16,11 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from .base import TokenizerError
+from .base import Tokenizer, TokenizerError
 from .gguf import from_gguf
+from .gguf_out import to_gguf
+from .merge_by_score import ScoreTokenizer
 from .pieces import PieceTokenizer
 from .vocabulary import BYTE_NAME, MAX_PIECE, PREFIX, SPACE, TokenType
 
+LLAMA2C_NAME = "tokenizer.bin"
 BPE = 2  # of the trainer's kinds: 1 unigram, 2 bpe, 3 word, 4 char
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _DAMAGED = "it is cut off or damaged: fetch it again"
@@ -72,6 +75,32 @@ def from_llama2c(data: bytes) -> PieceTokenizer:
     if len(pieces) < 3:
         raise TokenizerError("it has fewer than three tokens: is it llama2.c's tokenizer.bin?")
     return _tokenizer(pieces, {"unknown": 0, "bos": 1, "eos": 2}, True)
+
+
+def to_llama2c(tokenizer: Tokenizer, size: int) -> bytes:
+    """llama2.c's tokenizer.bin for a model of `size` tokens: `from_llama2c` backwards.
+
+    Raises TokenizerError for what its programs take for granted and this tokenizer is not:
+    SentencePiece's kind, with <unk>, <s>, </s> and the 256 bytes as tokens 0 to 258.
+    """
+    made = from_gguf(to_gguf(tokenizer, size))
+    if not isinstance(made, ScoreTokenizer) or not made.prefix_space:
+        raise TokenizerError(f"llama2.c knows SentencePiece's kind, this is {tokenizer.name}")
+    v = made.vocabulary
+    fixed = {"<unk>": v.unknown, "<s>": v.bos, "</s>": v.eos}
+    if [*fixed.values()] != [0, 1, 2] or v.byte_ids() != {i: i + 3 for i in range(256)}:
+        raise TokenizerError("llama2.c has <unk>, <s>, </s> and the bytes as tokens 0 to 258")
+    if len(v.tokens) != size:
+        raise TokenizerError(f"it has {len(v.tokens)} tokens, the model {size}")
+    assert v.scores is not None
+    names = [token.replace(SPACE, " ").encode() for token in v.tokens]
+    for i in (v.bos, v.eos):
+        assert i is not None
+        names[i] = b"\n" + names[i] + b"\n"
+    parts = [struct.pack("<i", max(map(len, names)))]
+    for name, score in zip(names, v.scores.tolist(), strict=True):
+        parts += [struct.pack("<fi", score, len(name)), name]
+    return b"".join(parts)
 
 
 def _tokenizer(
