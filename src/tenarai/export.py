@@ -108,8 +108,9 @@ def _gguf(path: Path, whole: Whole, type: str | None, progress: Progress) -> lis
 
 
 def _folder(path: Path, whole: Whole, type: str, shard_size: int, progress: Progress) -> list[str]:
-    files, left_out = dict(whole.files), []
+    files = dict(whole.files)
     ids: dict[str, Any] = {}
+    left_out: list[str] = []
     if whole.tokenizer is not None:
         template = whole.metadata.get("tokenizer.chat_template")
         context = whole.model.config.context

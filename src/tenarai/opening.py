@@ -1,4 +1,4 @@
-"""Opening models from anything but GGUF files: the weights' reader, and the tokenizer beside them."""
+"""Opening models from anything but GGUF files: the reader, and the tokenizer beside the weights."""
 
 from __future__ import annotations
 

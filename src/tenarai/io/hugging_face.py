@@ -121,7 +121,7 @@ def _write_weights(
     if len(shards) == 1:
         write_file(folder / WEIGHTS, arrays, {"format": "pt"}, type, progress)
         return
-    places = {}
+    places: dict[str, str] = {}
     for i, shard in enumerate(shards, 1):
         name = SHARD.format(i, len(shards))
         write_file(folder / name, shard, {"format": "pt"}, type, progress)

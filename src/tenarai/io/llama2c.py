@@ -122,16 +122,17 @@ def looks_like(start: bytes) -> bool:
 
 def _parse(start: bytes) -> Header:
     if start[:4] != MAGIC:
-        numbers = list(NUMBERS.unpack_from(start))
-        tied = numbers[5] > 0
-        numbers[5] = abs(numbers[5])
-        return Header(*numbers, tied=tied)
+        given: list[Any] = list(NUMBERS.unpack_from(start))
+        given.append(given[5] > 0)
+        given[5] = abs(given[5])
+        return Header(*given)
     version, *numbers, tied, group = struct.unpack_from("<i7iBi", start, 4)
     if version not in (1, 2):
         raise ValueError(f"version {version}, known are 0, 1 and 2")
     if tied not in (0, 1):
         raise ValueError(f"shared_classifier = {tied}, expected 0 or 1")
-    return Header(*numbers, tied=bool(tied), version=version, group=group if version == 2 else 0)
+    given = [*numbers, bool(tied), version, group if version == 2 else 0]
+    return Header(*given)
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:

@@ -62,7 +62,8 @@ def write_gguf(
     keys |= _type_keys(params, type, more or {})
     table = with_biases(model).table() if isinstance(model, GPT2) else model.table()
 
-    mix, place, ops = type and mixes.mix_of(type), _place(model), cache(_fast)
+    mix = mixes.mix_of(type) if type else None
+    place, ops = _place(model), cache(_fast)
 
     def value(p: Param) -> Weight:
         w = params[p.name] if p.name in params else value_or_zeros({}, p.name, p.shape)
@@ -79,8 +80,9 @@ def write_gguf(
         return gguf_write.Tensor(name, shape, format, make)
 
     tensors = [tensor(name, group) for name, group in by_file_name(table).items()]
+    others = {key: value for key, value in (more or {}).items() if key not in keys}
     own_types = {key: types[key] for key in more or {} if types and key in types}
-    gguf_write.write(path, dict(more or {}) | keys, [*_factors(model), *tensors], own_types)
+    gguf_write.write(path, keys | others, [*_factors(model), *tensors], own_types)
 
 
 def _check(path: Any, model: AnyModel) -> None:

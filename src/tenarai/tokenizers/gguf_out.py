@@ -48,7 +48,7 @@ def to_gguf(tokenizer: Tokenizer, size: int = 0) -> Metadata:
 def _pad(found: Metadata, size: int) -> None:
     tokens = found[PREFIX + "tokens"]
     missing = range(len(tokens), size)
-    if not missing:
+    if not missing or found[PREFIX + "model"] == "rwkv":
         return
     found[PREFIX + "tokens"] = [*tokens, *(f"[unused {i}]" for i in missing)]
     for name, value in (("token_type", TokenType.UNUSED), ("scores", -1e9)):
@@ -181,7 +181,7 @@ def _patterns(cutter: Mapping[str, Any]) -> tuple[str, ...] | None:
         elif kind == "Digits" and part.get("individual_digits"):
             found.append(DIGIT)
         elif kind == "Split" and part.get("behavior") == "Isolated" and not part.get("invert"):
-            found.append((part.get("pattern") or {}).get("Regex"))
+            found.append((part.get("pattern") or {}).get("Regex", ""))
         else:
             return None
     return tuple(found)

@@ -118,7 +118,9 @@ def _tokenizer(
         "add_bos_token": True,
     }
     metadata |= {f"{name}_token_id": i for name, i in special.items()}
-    return from_gguf({PREFIX + key: value for key, value in metadata.items()})
+    made = from_gguf({PREFIX + key: value for key, value in metadata.items()})
+    assert isinstance(made, PieceTokenizer)
+    return made
 
 
 def _piece(fields: dict[int, Any]) -> tuple[str, float, int]:
