@@ -27,7 +27,7 @@ ALLOWED = {
     "opening": FILES | {"models", "ops", "quant", "tokenizers"},
     "export": FILES | {"models", "ops", "quant", "tokenizers"},
     "api": FILES | {"export", "opening", "infer", "models", "ops", "quant", "tokenizers"},
-    "files": FILES | {"api", "models", "ops", "quant", "tokenizers"},
+    "files": FILES | {"api", "opening", "models", "ops", "quant", "tokenizers"},
     "cli": FILES
     | {"bench", "config", "data", "files", "infer", "api", "models", "ops", "quant"}
     | {"finetune", "tokenizers", "train"},

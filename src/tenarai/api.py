@@ -164,7 +164,7 @@ class Model:
         model = _for_context(Path(), self.model, context)
         tokenizer = self.__dict__.get("tokenizer", self._tokenizer)
         return Model(
-            model, self.params, tokenizer, metadata=self.metadata,
+            model, self.params, tokenizer, metadata=self.metadata, folder=self._folder,
             activations=self._activations, threads=self._threads, ops=self._given_ops,
         )  # fmt: skip
 
@@ -175,7 +175,10 @@ class Model:
             return self
         how = self.ops.quantize if requantise else None
         tokenizer = self.__dict__.get("tokenizer", self._tokenizer)
-        return Model(self.model, Merged(self.params, how), tokenizer, metadata=self.metadata)
+        return Model(
+            self.model, Merged(self.params, how), tokenizer, metadata=self.metadata,
+            folder=self._folder,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         c = self.config

@@ -11,8 +11,9 @@ from typing import Any
 from tenarai import tokenizers
 from tenarai.api import load
 from tenarai.errors import TenaraiError
-from tenarai.io import formats, gguf, gguf_describe, hugging_face, llmc, safetensors_file
+from tenarai.io import formats, gguf, gguf_describe, hugging_face, llama2c, llmc, safetensors_file
 from tenarai.models import snapshot
+from tenarai.opening import BESIDE
 
 PathName = str | os.PathLike[str]
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -20,20 +21,37 @@ NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16
 
 
 def convert(
-    source: PathName, target: PathName, dtype: str = "float32", overwrite: bool = False
+    source: PathName,
+    target: PathName,
+    dtype: str | None = None,
+    *,
+    to: str | None = None,
+    shard_size: int | None = None,
+    tokenizer: PathName | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
 ) -> list[str]:
-    """Write the model in `source` as `target`, whose suffix says the format; → what was left out.
+    """Write the model in `source` as `target`, whose suffix says the format (or `to`); → what was
+    left out.
 
-    Formats are those of `tenarai.load` and `Model.save`. Raises TenaraiError: either cannot be,
-    or something is at `target` and `overwrite` is not set; WriteError.
+    Formats, types and sizes are those of `tenarai.load` and `Model.save`; with `progress` a bar is
+    drawn on stderr, where that is a terminal. Raises TenaraiError: either cannot be, or something
+    is at `target` and `overwrite` is not set; WriteError.
     """
+    from tqdm import tqdm
+
     source, target = Path(source), Path(target)
     if target.exists() and target.resolve() == source.resolve():
         raise TenaraiError(f"{target}: is the source itself: name another target")
     taken = any(target.iterdir()) if target.is_dir() else target.exists()
     if taken and not overwrite:
         raise TenaraiError(f"{target}: exists: name another target, or overwrite it (--force)")
-    left_out = load(source).save(target, dtype)
+    model = load(source, tokenizer=tokenizer)
+    with tqdm(
+        total=model.params.count, desc="convert", unit="weight", unit_scale=True,
+        disable=None if progress else True,
+    ) as bar:  # fmt: skip
+        left_out = model.save(target, dtype, target=to, shard_size=shard_size, progress=bar.update)
     if formats.detect(source) in (formats.CHECKPOINT, formats.FOLDER):
         with snapshot.open_newest(source, verify=False) as checkpoint:
             if snapshot.describes_run(checkpoint):
@@ -57,6 +75,8 @@ def describe(path: PathName) -> dict[str, Any]:
     kind = formats.detect(path)
     if kind == formats.LLMC:
         return _describe_llmc(path, kind)
+    if kind == formats.LLAMA2C:
+        return _describe_llama2c(path, kind)
     if kind == formats.GGUF:
         found = gguf_describe.describe(gguf.read(path))
         return found | _description(path, kind, {}, found["tokenizer"], found["tensors"])
@@ -77,6 +97,20 @@ def _describe_llmc(path: Path, kind: str) -> dict[str, Any]:
         for name, shape in header.shapes().items()
     ]
     return _description(path, kind, dict(vars(header)), None, rows)
+
+
+def _describe_llama2c(path: Path, kind: str) -> dict[str, Any]:
+    header = llama2c.read_header(path)
+    rows = []
+    for name, shape in header.shapes().items():
+        layers = header.n_layers if name in llama2c.LAYERED else 1
+        whole = [layers, *shape] if name in llama2c.LAYERED else list(shape)
+        dtype = "float32" if header.nbytes(shape) == 4 * prod(shape) else "int8"
+        size = layers * header.nbytes(shape)
+        rows.append({"name": name, "dtype": dtype, "shape": whole, "bytes": size})
+    file = tokenizers.find(path.parent, BESIDE[kind])
+    tokenizer = repr(tokenizers.load(file)) if file else None
+    return _description(path, kind, dict(vars(header)), tokenizer, rows)
 
 
 def _describe_checkpoint(path: Path) -> dict[str, Any]:

@@ -20,7 +20,9 @@ model_options = apply(
     [
         option(GROUP, "-m", "--model", "path", metavar="MODEL", required=True,
                help="A GGUF file, a name that `tenarai pull` knows, a run's folder, a checkpoint, "
-                    "a Hugging Face folder, or llm.c's file."),
+                    "a Hugging Face folder, or llama2.c's or llm.c's file."),
+        option(GROUP, "--tokenizer", metavar="FILE",
+               help="The tokenizer, where none lies in or beside the model, or another one."),
         option(GROUP, "--lora", metavar="PATH",
                help="An adapter on it: a PEFT folder, a GGUF adapter, or a run of `finetune`."),
         option(GROUP, "-t", "--threads", metavar="N", type=click.IntRange(1),
@@ -68,8 +70,8 @@ def open_model(flags: dict[str, Any], usual: int | None = USUAL_CONTEXT) -> tupl
     if layers:
         click.echo(f"-ngl {layers}: no GPU is used here, all layers run on the CPU", err=True)
     path, context = model_path(flags.pop("path")), flags.pop("context")
-    rest = {"activations": flags.pop("activations"), "threads": flags.pop("threads")}
-    rest["lora"] = flags.pop("lora")
+    rest = {name: flags.pop(name) for name in ("activations", "threads", "lora")}
+    rest["tokenizer"] = flags.pop("tokenizer", None)
     model = load(path, context=context or None, **rest)
     if context is None and usual is not None and model.config.context > usual:
         model = model.for_context(usual)
@@ -83,7 +85,7 @@ def need_tokenizer(model: Model, path: str) -> Any:
 
     if model.tokenizer is None:
         raise TenaraiError(
-            f"{path}: no tokenizer lies beside this model: put its tokenizer.json, or for llm.c "
-            "gpt2_tokenizer.bin, into the same folder"
+            f"{path}: no tokenizer lies beside this model: name one (--tokenizer), or put its "
+            "tokenizer.json (llama2.c's tokenizer.bin, llm.c's gpt2_tokenizer.bin) into the folder"
         )
     return model.tokenizer
