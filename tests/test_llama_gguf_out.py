@@ -24,7 +24,7 @@ def case(request):
 def test_written_and_opened_again(case, tmp_path, dtype):
     case.save_pretrained(tmp_path / "hf")
     model = tenarai.load(tmp_path / "hf", ops=reference)
-    assert model.save(tmp_path / "m.gguf", dtype) == []
+    assert all("window" in s for s in model.save(tmp_path / "m.gguf", dtype))
     again = tenarai.load(tmp_path / "m.gguf", ops=reference)
     tokens, _ = batch()
     # float16 keeps 11 bits of a weight

@@ -104,7 +104,7 @@ def _gguf(path: Path, whole: Whole, type: str | None, progress: Progress) -> lis
         except TokenizerError as error:
             left_out = [f"the tokenizer ({error}): keep its file beside the model"]
     gguf_out.write_gguf(path, whole.model, whole.params, type, own, types, progress)
-    return left_out
+    return left_out + gguf_out.unheeded(whole.model)
 
 
 def _folder(path: Path, whole: Whole, type: str, shard_size: int, progress: Progress) -> list[str]:

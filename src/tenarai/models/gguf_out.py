@@ -98,6 +98,19 @@ def _check(path: Any, model: AnyModel) -> None:
         raise TenaraiError(f"{path}: {reason}, so this model would be another there")
 
 
+def unheeded(model: AnyModel) -> list[str]:
+    """What tenarai reads in such a file and llama.cpp passes over."""
+    windows = [w for w in model.config.windows if w] if isinstance(model, Llama) else []
+    if arch_of(model) not in ("llama", "phi3", "qwen2", "qwen3") or not windows:
+        return []
+    if min(windows) >= model.config.context:
+        return []
+    return [
+        f"the window for llama.cpp, which gives {arch_of(model)} none: it computes otherwise where "
+        f"a text is longer than {min(windows)} tokens"
+    ]
+
+
 def _fast() -> Any:
     """Only quantising needs the compiled core."""
     from tenarai.ops.fast import Fast
@@ -254,11 +267,12 @@ def _rope_keys(r: Rope) -> dict[str, Any]:
         return {}  # llama3's frequencies go into a tensor
     if r.scaling == "dynamic" or (r.scaling == "yarn" and not r.truncate):
         raise ValueError(f"GGUF has no words for RoPE scaling {r.scaling} as this model has it")
-    keys: dict[str, Any] = {"rope.scaling.type": r.scaling, "rope.scaling.factor": r.factor}
+    keys: dict[str, Any] = {}
     if r.original_context:
         keys["rope.scaling.original_context_length"] = r.original_context
-    if r.scaling == "longrope":
-        keys["rope.scaling.attn_factor"] = r.attention_scale()
+    if r.scaling == "longrope":  # its factors are tensors; a key beside them would stretch again
+        return keys | {"rope.scaling.attn_factor": r.attention_scale()}
+    keys |= {"rope.scaling.type": r.scaling, "rope.scaling.factor": r.factor}
     if r.scaling == "yarn":  # there the key multiplies what follows from the factor
         plain = replace(r, attention_factor=None).attention_scale()
         keys["rope.scaling.yarn_attn_factor"] = r.attention_scale() / plain
