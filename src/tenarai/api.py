@@ -291,6 +291,7 @@ class Model:
         *,
         target: str | None = None,
         shard_size: int | None = None,
+        keep_quantised: bool = False,
         progress: Callable[[int], object] = lambda weights: None,
     ) -> list[str]:
         """Write the model, in a format by suffix, and return what that format could not hold.
@@ -299,7 +300,8 @@ class Model:
         checkpoint of tenarai; anything else is a Hugging Face folder, tokenizer included, in files
         of at most `shard_size` bytes. `target` names a format of io/targets.TARGETS, `dtype` the
         type of its matrices: "F32" (or "float32"), in places "F16", "BF16" or a quantised one;
-        without it GGUF keeps quantised weights as they are. `progress` is told the weights done.
+        without it, or with `keep_quantised`, GGUF keeps quantised weights as they are. `progress`
+        is told the weights done.
         Raises TenaraiError for what cannot be written, or not as that; WriteError.
         """
         from tenarai import export
@@ -307,12 +309,10 @@ class Model:
 
         if isinstance(self.params, Adapted):
             merged = self.merged()
-            return merged.save(
-                path, dtype, target=target, shard_size=shard_size, progress=progress
-            )
+            return merged.save(path, dtype, target=target, shard_size=shard_size, progress=progress)
         files = tokenizer_files(self._folder) if self._folder else {}
         whole = export.Whole(self.model, self.params, self.tokenizer, self.metadata, files)
-        return export.write(Path(path), whole, target, dtype, shard_size, progress)
+        return export.write(Path(path), whole, target, dtype, shard_size, keep_quantised, progress)
 
     def _prompt(self, prompt: str | Sequence[int]) -> Sequence[int]:
         if not isinstance(prompt, str):

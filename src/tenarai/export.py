@@ -56,10 +56,11 @@ def write(
     target: str | None = None,
     type: str | None = None,
     shard_size: int | None = None,
+    keep_quantised: bool = False,
     progress: Progress = lambda weights: None,
 ) -> list[str]:
     """Write the model as a `target` of targets.TARGETS, by the path's suffix where it is None, its
-    matrices as `type`; → what that kind could not hold. `progress` is told the weights done.
+    matrices as `type` (but with `keep_quantised` not those that are); → what it could not hold. `progress` is told the weights done.
 
     Raises TenaraiError: a kind or type that there is not, a model that the kind cannot hold;
     WriteError.
@@ -72,7 +73,7 @@ def write(
     if shard_size is not None and target != "hf":
         raise TenaraiError(f"{path}: only a Hugging Face folder is written in parts")
     if target == "gguf":
-        return _gguf(path, whole, type, progress)
+        return _gguf(path, whole, type, keep_quantised, progress)
     if target == "hf":
         return _folder(path, whole, str(type), shard_size or SHARD_SIZE, progress)
     model, params = whole.model, whole.params.expanded()
@@ -88,7 +89,7 @@ def write(
     return _llama2c_tokenizer(path, whole.tokenizer, model.config.vocab_size)
 
 
-def _gguf(path: Path, whole: Whole, type: str | None, progress: Progress) -> list[str]:
+def _gguf(path: Path, whole: Whole, type: str | None, keep: bool, progress: Progress) -> list[str]:
     """Of a model that came from a GGUF file, its tokenizer, name and licence go along."""
     types = dict(getattr(whole.metadata, "types", {}))
     own = {
@@ -103,7 +104,7 @@ def _gguf(path: Path, whole: Whole, type: str | None, progress: Progress) -> lis
             own |= made
         except TokenizerError as error:
             left_out = [f"the tokenizer ({error}): keep its file beside the model"]
-    gguf_out.write_gguf(path, whole.model, whole.params, type, own, types, progress)
+    gguf_out.write_gguf(path, whole.model, whole.params, type, own, types, keep, progress)
     return left_out + gguf_out.unheeded(whole.model)
 
 

@@ -37,7 +37,7 @@ def merge(
     merged = load(source, lora=lora).merged(requantise=kind == "same")
     if target.suffix != ".gguf":
         return merged.save(target)
-    return merged.save(target, "float16" if kind == "same" else kind)
+    return merged.save(target, "float16" if kind == "same" else kind, keep_quantised=True)
 
 
 def check_free(target: PathName) -> None:

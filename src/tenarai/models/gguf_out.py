@@ -45,10 +45,11 @@ def write_gguf(
     type: str | None = None,
     more: Mapping[str, Any] | None = None,
     types: Mapping[str, str] | None = None,
+    keep: bool = False,
     progress: Callable[[int], object] = lambda weights: None,
 ) -> None:
-    """Write the model, its matrices in a mix of quant/mixes.py: None for quantised ones as they
-    are and others as float32; vectors as float32.
+    """Write the model, its matrices in a mix of quant/mixes.py; vectors as float32. Quantised
+    ones stay as they are where `keep` is set, or `type` is None, which is F32 for others.
 
     `more` are further keys, such as the tokenizer's, `types` their types where a value alone does
     not tell. q and k of arch llama are put in the order for neighbouring pairs, a GPT-2's missing
@@ -71,7 +72,7 @@ def write_gguf(
 
     def tensor(name: str, group: list[Param]) -> gguf_write.Tensor:
         shape = file_shape(group)
-        format = _format_of(name, shape, [params.get(p.name) for p in group], mix, place)
+        format = _format_of(name, shape, [params.get(p.name) for p in group], mix, place, keep)
 
         def make() -> Iterator[Array]:
             yield from (_as(name, format, value(p), ops) for p in group)
@@ -140,9 +141,10 @@ def _format_of(
     weights: list[Weight | None],
     mix: mixes.Mix | None,
     place: mixes.Place,
+    keep: bool,
 ) -> Format:
     quantised = {w.format for w in weights if isinstance(w, QuantTensor)}
-    if mix is not None:
+    if mix is not None and not (keep and quantised):
         wanted = mixes.format_of(mix, name, shape, place)
         if quantised - {wanted} and not (wanted.block == 1 or _are_floats(quantised)):
             raise TenaraiError(
