@@ -308,8 +308,10 @@ class Model:
         from tenarai.io.hugging_face import tokenizer_files
 
         if isinstance(self.params, Adapted):
-            merged = self.merged()
-            return merged.save(path, dtype, target=target, shard_size=shard_size, progress=progress)
+            return self.merged().save(
+                path, dtype, target=target, shard_size=shard_size, keep_quantised=keep_quantised,
+                progress=progress,
+            )  # fmt: skip
         files = tokenizer_files(self._folder) if self._folder else {}
         whole = export.Whole(self.model, self.params, self.tokenizer, self.metadata, files)
         return export.write(Path(path), whole, target, dtype, shard_size, keep_quantised, progress)

@@ -59,9 +59,11 @@ def write(
     keep_quantised: bool = False,
     progress: Progress = lambda weights: None,
 ) -> list[str]:
-    """Write the model as a `target` of targets.TARGETS, by the path's suffix where it is None, its
-    matrices as `type` (but with `keep_quantised` not those that are); → what it could not hold. `progress` is told the weights done.
+    """Write the model as a `target` of targets.TARGETS, by the path's suffix where it is None;
+    → what that kind could not hold.
 
+    Matrices become `type`, but with `keep_quantised` not those that are quantised. `progress` is
+    told the weights done.
     Raises TenaraiError: a kind or type that there is not, a model that the kind cannot hold;
     WriteError.
     """
