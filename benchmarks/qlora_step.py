@@ -7,7 +7,8 @@ PyTorch is `transformers`' model with `peft`'s adapters on every linear layer, s
 attention and fused AdamW, the base in float32 as the file's weights are when they are expanded.
 Each side is a process of its own that waits while the other works; steps alternate, the first of
 each does not count, and the losses of that first step, where no adapter has moved yet, must agree.
-`--answers` is the share of tokens that are foretold, as of answers in conversations: all by default.
+`--answers` is the share of tokens that are foretold, as of answers in conversations; all by
+default.
 Weights of a linear layer count 4 operations a token (forward and dx), the head's 4 a foretold one.
 """
 
@@ -47,7 +48,8 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--steps", type=int, default=3, help="that count (%(default)s)")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--answers", type=float, default=1.0, help="share of tokens that count")
-    p.add_argument("--activations", choices=("float32", "int8"), default="float32")
+    p.add_argument("--activations", choices=("float32", "words", "bytes"), default="float32")
+    p.add_argument("--strassen", action="store_true", help="ours: seven products for eight")
     p.add_argument("--recompute", action="store_true", help="ours keeps each block's input alone")
     p.add_argument("--alone", action="store_true", help="without PyTorch: speed and memory of ours")
     p.add_argument("--json", action="store_true", help="the last line alone")
@@ -78,7 +80,8 @@ class Ours:
         lora = LoraConfig(a.rank, 2.0 * a.rank)
         self.tuned = tuned(base.model, base.params, lora, a.recompute)
         self.tuned.trained.initialise(1)
-        self.ops = Tuning(Fast(a.threads, arena=Arena(), activations=a.activations))
+        self.ops = Tuning(Fast(a.threads, arena=Arena(), activations=a.activations,
+                               strassen=a.strassen))  # fmt: skip
         self.grads = Weights(self.tuned.trained.table)
         self.optimiser = AdamW(self.tuned.trained.table, Optimiser(weight_decay=0.0))
         tokens, self.targets = batch(a, base.config.vocab_size)
@@ -203,7 +206,7 @@ def main() -> None:
     out: dict[str, Any] = {
         "model": Path(a.model).name, "kind": name_of(model.model), "batch": a.batch,
         "context": a.context, "rank": a.rank, "threads": a.threads, "answers": a.answers,
-        "activations": a.activations, "gflops": flops / ours["seconds"] / 1e9, **found,
+        "activations": a.activations, "strassen": a.strassen, "gflops": flops / ours["seconds"] / 1e9, **found,
     }  # fmt: skip
     if "torch" in found:
         theirs = found["torch"]

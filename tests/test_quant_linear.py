@@ -146,6 +146,22 @@ def test_backward_is_the_product_with_the_expanded_weight(isa, name):
 
 
 @pytest.mark.parametrize("isa", available_isas())
+def test_backward_with_seven_products(isa):
+    ops = fast(2, isa)
+    q, w = weight("Q4_K", 700, 256)
+    x, _, _ = inputs(128, 256, 700)
+    dy = inputs(128, 700, 1)[0]
+    _, saved = ops.linear_forward(x, q)
+    plain = ops.linear_backward(dy, saved, None)
+    ops.strassen = True
+    dx = ops.linear_backward(dy, saved, None)
+    assert not np.array_equal(dx, plain)
+    # of its own tile's roundings, two or three times a plain product's
+    exact = dy.astype(np.float64) @ w
+    assert np.abs(dx - exact).max() < 3e-6 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("isa", available_isas())
 def test_gelu_linear_takes_a_quantised_weight(isa):
     ops = fast(1, isa, None, "float32")
     q, w = weight("Q5_1", 20, 64)

@@ -63,7 +63,9 @@ def build(
     encode = Encoder(base.tokenizer, template, longest, settings.data.truncate)
     sets = read_sets(about["data"], settings, encode)
     settings, loaders = _loaders(settings, sets, subject)
-    ops = Tuning(Fast(settings.run.threads or None, arena=Arena(), activations="float32"))
+    how: dict[str, Any] = {"activations": settings.model.activations}
+    how["strassen"] = settings.run.strassen
+    ops = Tuning(Fast(settings.run.threads or None, arena=Arena(), **how))
     report.say(_what(about, settings, subject, sets, loaders, ops))
     state = TuningState(
         model=subject.model, params=subject.trained,

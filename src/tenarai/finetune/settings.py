@@ -54,6 +54,12 @@ class Model:
     context: int = setting(
         0, "longest example, and length of a row, in tokens; 0: as the model's, 512 at most", low=0
     )
+    activations: str = setting(
+        "float32",
+        "in products forward with a quantised model's weights: float32, words (16 bits) or bytes, "
+        "faster and less exact; gradients are float32",
+        choices=("float32", "words", "bytes"),
+    )
     recompute: bool = setting(
         False, "keep only each block's input and compute the rest again in the backward pass"
     )

@@ -173,7 +173,8 @@ class Fast(LinearAttention):
                 f"linear_backward: {w.format.name} weights are frozen, dw must be None"
             )
         expanded = self._new(self.machine.EXPANDED_ROWS, w.shape[1])
-        self._run("quant_linear_backward", dx, expanded, dy, w.data, w.format.number)
+        number = w.format.number
+        self._run("quant_linear_backward", dx, expanded, dy, w.data, number, self.strassen)
         if gelu != "off":
             self._run("gelu_backward", dx, dx, x, gelu)
         if db is not None and not self.arena.dry:
