@@ -206,7 +206,8 @@ def main() -> None:
     out: dict[str, Any] = {
         "model": Path(a.model).name, "kind": name_of(model.model), "batch": a.batch,
         "context": a.context, "rank": a.rank, "threads": a.threads, "answers": a.answers,
-        "activations": a.activations, "strassen": a.strassen, "gflops": flops / ours["seconds"] / 1e9, **found,
+        "activations": a.activations, "strassen": a.strassen,
+        "gflops": flops / ours["seconds"] / 1e9, **found,
     }  # fmt: skip
     if "torch" in found:
         theirs = found["torch"]

@@ -1,5 +1,7 @@
 """Adapters: gradients by the complex step, over quantised weights, and against PEFT."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from tenarai.models.llama import Llama, LlamaConfig
 from tenarai.models.lora import Adapted, AdapterGradients, LoraConfig, adapter_table, chosen_layers
 from tenarai.models.rope import Rope
 from tenarai.models.table import FileWeights, Weights
-from tenarai.ops import Fast, reference
+from tenarai.ops import Arena, Fast, reference
 from tenarai.ops.gradient import FROZEN
 from tenarai.ops.lora import LoraWeight, Tuning
 from tenarai.quant import FORMATS
@@ -126,6 +128,33 @@ def test_a_frozen_head_makes_no_logits_of_rows_that_do_not_count(rng):
     dx = ops.linear_cross_entropy_backward(saved)
     np.testing.assert_allclose(dx, ops.linear_cross_entropy_backward(whole), atol=1e-6)
     assert not dx[targets < 0].any() and dx[targets >= 0].all()
+
+
+@pytest.mark.parametrize("answers", [3, 40, 64])
+def test_a_plan_holds_for_any_number_of_targets(answers, rng, monkeypatch):
+    """Logits come in blocks of rows that count: more, or fewer, than when the step was planned."""
+    monkeypatch.setattr("tenarai.ops.fast.LOGITS_BYTES", 4 * 31 * 64)
+    model = Llama(replace(LLAMA, context=64))
+    base, adapter, config, _, _ = setup(model, "all", rng, np.float32, dropout=0.0)
+    base = FileWeights(model.table(), dict(base) | {
+        "wte.weight": Fast(1).quantize(base["wte.weight"], FORMATS["Q8_0"])
+    })  # fmt: skip
+    tokens = rng.integers(0, 31, (3, 64)).astype(np.int32)
+    targets = rng.integers(0, 31, (3, 64)).astype(np.int32)
+    arena = Arena()
+    ops = Fast(2, arena=arena, activations="float32")
+
+    def run():
+        return step(ops, model, base, adapter, config, tokens, targets)
+
+    plan = arena.plan(lambda: run()[0])
+    arena.allocate(plan)
+    targets[:, answers:] = -1
+    with arena.use(plan):
+        loss, grads = run()
+    other, wanted = step(reference, model, base, adapter, config, tokens, targets)
+    assert loss == pytest.approx(other, rel=1e-5)
+    np.testing.assert_allclose(grads.flat, wanted.flat, atol=3e-5 * abs(wanted.flat).max())
 
 
 def test_an_adapter_at_its_start_changes_nothing_and_a_merged_one_is_the_sum(rng):

@@ -159,7 +159,7 @@ class Fast(LinearAttention):
         number = w.format.number
         self._run("quant_linear_forward", y, x, w.data, number, b, residual, self.activations)
 
-    def _linear_backward(self, dy, saved, dw, db, out):
+    def _linear_backward(self, dy, saved, dw, db, out, expanded=None):
         x, w, gelu = saved
         dx = self.empty_like(x) if out is None else out  # (..., I)
         dw, db = wanted(dw), cleared(wanted(db))
@@ -172,7 +172,7 @@ class Fast(LinearAttention):
             raise ValueError(
                 f"linear_backward: {w.format.name} weights are frozen, dw must be None"
             )
-        expanded = self._new(self.machine.EXPANDED_ROWS, w.shape[1])
+        expanded = self._expanded(w) if expanded is None else expanded
         number = w.format.number
         self._run("quant_linear_backward", dx, expanded, dy, w.data, number, self.strassen)
         if gelu != "off":
@@ -180,6 +180,11 @@ class Fast(LinearAttention):
         if db is not None and not self.arena.dry:
             db += dy.reshape(-1, w.shape[0]).sum(axis=0)
         return dx
+
+    def _expanded(self, w):
+        """Where some rows of a quantised weight are expanded; None for an array."""
+        quantised = isinstance(w, QuantTensor)
+        return self._new(self.machine.EXPANDED_ROWS, w.shape[1]) if quantised else None
 
     # Mixture of experts
 
@@ -393,6 +398,7 @@ class Fast(LinearAttention):
         step = max(1, min(len(rows), LOGITS_BYTES // (4 * V) // 64 * 64))
         logits = self._new(step, V)
         chosen = _Chosen(self, targets, step, C) if wanted(dw) is None else None
+        expanded = self._expanded(w)  # once: how many blocks there are, the targets decide
         dw = wanted(dw)
         if isinstance(dw, Unwritten) and not len(rows):
             dw = cleared(dw)
@@ -404,7 +410,7 @@ class Fast(LinearAttention):
             self._product(dlogits, block, w, None, None, "off")
             loss += self._run("cross_entropy", dlogits, targets[at], scale, z_loss)
             if dblock is not None:
-                self.linear_backward(dlogits, (block, w, "off"), dw, out=dblock)
+                self._linear_backward(dlogits, (block, w, "off"), dw, None, dblock, expanded)
                 dw = dw.array if isinstance(dw, Unwritten) else dw
         return loss / count, dx
 
