@@ -22,7 +22,9 @@ LLAMA = LlamaConfig(
     vocab_size=31, context=16, layers=2, heads=4, kv_heads=2, head_size=8, width=32, hidden=64,
     rope=Rope(8), qkv_bias=True, tied=True,
 )  # fmt: skip
+MIXTURE = replace(LLAMA, experts=4, experts_per_token=2, shared_hidden=16, arch="qwen3moe")
 MODELS = {
+    "mixture of experts": (Llama(MIXTURE), "all"),
     "llama, all": (Llama(LLAMA), "all"),
     "llama, recomputed": (Llama(LLAMA, recompute=True), "attn.q,attn.v,mlp"),
     "gpt2, all": (GPT2(GPT2Config(31, 16, 2, 4, 32)), "all"),

@@ -42,10 +42,12 @@ class LoraConfig:
 
 
 def linear_layers(table: Sequence[Param]) -> tuple[Param, ...]:
-    """The weights that may have an adapter: the matrices of the blocks' linear layers."""
+    """The weights that may have an adapter: the matrices of the blocks' linear layers, but not a
+    mixture's router and experts, which are no linear layers of their own."""
     return tuple(
         p for p in table
         if len(p.shape) == 2 and p.name.endswith(".weight") and p.name.startswith("h.")
+        and not any(part in p.name for part in (".router.", ".experts."))
     )  # fmt: skip
 
 
