@@ -8,6 +8,7 @@ import pytest
 
 from attention_cases import Array, Arrays, Case, case, drawn, torch_attention
 from complex_step import assert_gradients, gradient_errors
+from tenarai.models.rope import SCALINGS, Rope
 from tenarai.ops import reference
 from tenarai.ops.attention_options import AttentionOptions, alibi_slopes, document_starts
 
@@ -145,6 +146,31 @@ def test_alibi_slopes() -> None:
     np.testing.assert_array_equal(twelve[:8], alibi_slopes(8))
     np.testing.assert_array_equal(twelve[8:], alibi_slopes(16)[:8:2])
     assert len(alibi_slopes(1)) == 1
+
+
+FACTORS = {"short": (1.0, 1.1, 1.2, 1.3), "long": (1.0, 2.0, 3.0, 4.0)}
+
+
+@pytest.mark.parametrize("pairing", ["half", "adjacent"])
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_rope_of_every_scaling_turns_back(
+    scaling: str, pairing: str, rng: np.random.Generator
+) -> None:
+    """The backward is the rotation by the negative angle, times the same attention factor."""
+    size, T = 8, 6
+    how = Rope(size, scaling=scaling, factor=4.0, original_context=16, **FACTORS)
+    theta, factor = how.angles(64)
+    turns = np.arange(T)[:, None] * theta
+    cos, sin = factor * np.cos(turns), factor * np.sin(turns)
+    x, dy = rng.standard_normal((2, 2, T, 3, size))
+    _, saved = reference.rope_forward(x, cos, sin, pairing=pairing)
+    dx = reference.rope_backward(dy, saved)
+    back, _ = reference.rope_forward(dy, cos, -sin, pairing=pairing)
+    np.testing.assert_allclose(dx, back, rtol=1e-14)
+    assert_gradients(
+        lambda x: (dy * reference.rope_forward(x["x"], cos, sin, pairing=pairing)[0]).sum(),
+        {"x": x}, {"x": dx}, rng,
+    )  # fmt: skip
 
 
 # What is planted is found.

@@ -82,7 +82,7 @@ def test_the_attention_pages_stand_in_both_languages() -> None:
             assert len(sums(text)) > claims
 
 
-@pytest.mark.parametrize("name", ["draw", "draw_linear"])
+@pytest.mark.parametrize("name", ["draw", "draw_linear", "draw_variants"])
 def test_pictures_are_what_their_script_draws(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = ROOT / "docs" / "pictures"
     monkeypatch.syspath_prepend(folder)
