@@ -395,7 +395,7 @@ class Fast(LinearAttention):
         count = max(1, int(np.count_nonzero(targets >= 0)))
         scale = dloss / count if dw is not None else 0.0
         dx = self.empty_like(x) if dw is not None else None
-        step = max(1, min(len(rows), LOGITS_BYTES // (4 * V) // 64 * 64))
+        step = _logits_step(len(rows), V)
         logits = self._new(step, V)
         chosen = _Chosen(self, targets, step, C) if wanted(dw) is None else None
         expanded = self._expanded(w)  # once: how many blocks there are, the targets decide
@@ -454,6 +454,14 @@ class Fast(LinearAttention):
 
     def square_sum(self, g) -> float:
         return self._run("square_sum", g)
+
+
+def _logits_step(M, V):
+    """Rows of logits at a time, whole multiples of 64 that share M evenly: a short last block
+    costs more a row, because the weights are packed for it all the same."""
+    most = max(1, LOGITS_BYTES // (4 * V) // 64) * 64
+    steps = -(-M // most) or 1
+    return min(M, -(-M // steps // 64) * 64) or 1
 
 
 def _blocks(rows, drows, step):
