@@ -16,6 +16,7 @@ from tenarai.cli.chat_session import Session, Talker
 from tenarai.errors import TenaraiError
 from tenarai.infer.conversation import Conversation
 from tenarai.tokenizers import ByteTokenizer
+from tenarai.tokenizers.chat import chat_template, encode_chat
 from tiny import chat_tokenizer, write_model
 
 JAPANESE = "吾輩は猫である"
@@ -288,6 +289,17 @@ def test_a_model_that_was_not_taught_to_converse(tmp_path, capsys):
     path = write_model(tmp_path / "m.tenarai")
     assert cli.main(["chat", "-m", str(path)]) == 1
     assert "tenarai run" in capsys.readouterr().err
+    talk = ["chat", "-m", str(path), "-p", "the ", "-n", "3"]
+    assert cli.main([*talk, "--style", "verse"]) == 1
+    assert "no style is called 'verse': there are plain, chatml" in capsys.readouterr().err
+
+
+def test_it_goes_on_after_a_message_in_the_plain_style():
+    tokenizer = ByteTokenizer()
+    template = chat_template({}, tokenizer, "plain")
+    turns = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
+    ids = encode_chat(tokenizer, template, [*turns, {"role": "user", "content": "three"}])
+    assert tokenizer.decode(ids) == "one\ntwo\nthree\n"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a pseudo-terminal")

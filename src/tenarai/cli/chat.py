@@ -37,12 +37,20 @@ GROUP = "The conversation"
 @option(GROUP, "-p", "--prompt", metavar="TEXT", help="The first message.")
 @option(GROUP, "-n", "--predict", "longest", metavar="N", type=click.IntRange(-1), default=-1,
         help="Tokens of an answer at most.  [default: -1, until it ends]")  # fmt: skip
+@option(GROUP, "--style", metavar="NAME",
+        help="How turns are written, in place of the model's own template: plain (for models that "
+             "were only taught to continue texts), chatml, llama2, ...")  # fmt: skip
 @option(GROUP, "--load", metavar="FILE", help="Go on with a conversation that /save wrote.")
 @model_options
 @cache_options
 @sampling_options
 def chat(
-    system: str | None, prompt: str | None, longest: int, load: str | None, **flags: Any
+    system: str | None,
+    prompt: str | None,
+    longest: int,
+    style: str | None,
+    load: str | None,
+    **flags: Any,
 ) -> int:
     """Talk with a model: answers go to stdout as they are written, all else to stderr."""
     from tenarai.infer.conversation import Conversation
@@ -59,7 +67,7 @@ def chat(
     tokenizer = need_tokenizer(model, path)
     if ignore_end:
         sampling = forbidding(sampling, tokenizer)
-    talker = _talker(model, sampling, flags, longest, str(path))
+    talker = _talker(model, sampling, flags, longest, str(path), style)
     session, messages = Session(talker, talk, seed), Input()
     click.echo(f"{path}, context {talker.context}, seed {seed}; {sampling}", err=True)
     if messages.terminal:
@@ -70,7 +78,12 @@ def chat(
 
 
 def _talker(
-    model: Model, sampling: Sampling, flags: dict[str, Any], longest: int, path: str
+    model: Model,
+    sampling: Sampling,
+    flags: dict[str, Any],
+    longest: int,
+    path: str,
+    style: str | None,
 ) -> Talker:
     from tenarai.tokenizers.chat import chat_template, encode_chat
 
@@ -78,7 +91,7 @@ def _talker(
 
     tokenizer = model.tokenizer
     assert tokenizer is not None
-    template = chat_template(model.metadata, tokenizer)
+    template = chat_template(model.metadata, tokenizer, style)
 
     def generate(ids: list[int], limit: int, seed: int, timings: Timings) -> Iterator[int]:
         found = model.generate(

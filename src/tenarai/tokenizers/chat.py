@@ -70,16 +70,23 @@ class ChatTemplate:
             return _guarded(lambda: self._template.render(everything))
 
 
-def chat_template(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate:
+def chat_template(
+    metadata: Mapping[str, Any], tokenizer: Tokenizer, style: str | None = None
+) -> ChatTemplate:
     """The chat template of a GGUF file, or of its family where it has none that can be read.
 
-    Of a broken one a warning is given. Raises TokenizerError where there is neither: a model that
-    was not taught to converse.
+    With `style`, a name in STYLES, that style is taken in its place: "plain" sets turns one below
+    the other, for models that only continue texts. Of a broken template a warning is given.
+    Raises TokenizerError where there is neither, or no such style.
     """
     variables = {
         f"{name}_token": "" if i is None else tokenizer.token_bytes(i).decode(errors="replace")
         for name, i in (("bos", tokenizer.bos), ("eos", tokenizer.eos))
     }
+    if style is not None:
+        if style not in STYLES:
+            raise TokenizerError(f"no style is called {style!r}: there are {', '.join(STYLES)}")
+        return ChatTemplate(STYLES[style], variables, style)
     source = text_of(metadata, KEY)
     style = style_of(tokenizer.special.keys() | _bytes_mark(tokenizer))
     if source:
@@ -92,7 +99,8 @@ def chat_template(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemp
     if style is None:
         raise TokenizerError(
             "the file has no chat template, and its vocabulary none of the tokens that mark turns: "
-            "the model was not taught to converse; use `tenarai run` to continue a text"
+            "the model was not taught to converse; use `tenarai run` to continue a text, or "
+            "`tenarai chat --style plain` to let it go on after each message"
         )
     return ChatTemplate(STYLES[style], variables, style)
 

@@ -31,6 +31,7 @@ def _framed(opening: str, middle: str, closing: str, text: str = "message.conten
 
 
 STYLES = {
+    "plain": "{%- for message in messages -%}{{ message.content + '\n' }}{%- endfor -%}",
     "chatml": _framed("<|im_start|>", "\n", "<|im_end|>\n"),
     "phi3": _framed("<|", "|>\n", "<|end|>\n"),
     "llama3": "{{- bos_token -}}"

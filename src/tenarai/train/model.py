@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from tenarai.config import Model, Optimiser
 from tenarai.models.families import AnyModel
@@ -16,7 +17,7 @@ GEMMA_LOCAL_THETA = 10000.0
 
 def model_of(m: Model, o: Optimiser, vocab_size: int) -> AnyModel:
     """The model that the settings describe, for a vocabulary of that size."""
-    how = {"recompute": m.recompute, "z_loss": o.z_loss}
+    how: dict[str, Any] = {"recompute": m.recompute, "z_loss": o.z_loss}
     if m.family == "llama":
         return Llama(_llama(m, vocab_size), **how, balance=o.balance)
     config = GPT2Config(
