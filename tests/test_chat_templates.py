@@ -61,6 +61,7 @@ def test_transformers_makes_the_same_text(name, prompt):
 
 # What the styles should say, by eye
 STYLED = {
+    "plain": "Hi\n",
     "chatml": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
     "phi3": "<|user|>\nHi<|end|>\n<|assistant|>\n",
     "llama3": "<s><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
