@@ -1,6 +1,7 @@
 """`tenarai finetune`: runs of a second, going on, which tokens are learned, and bad data."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -239,3 +240,38 @@ def test_the_command_line(base, data, tmp_path):
     assert "memory:" in result.stderr and "before: a sample" in result.stderr
     help = CliRunner().invoke(cli, ["finetune", "--help"]).output
     assert "--lora-layers" in help and help.count("  tenarai finetune") == 3
+
+
+def test_an_adapter_is_used_by_name_of_its_run_and_merged(base, data, tmp_path):
+    out = tmp_path / "r"
+    finetune(base, data, out=out, report=Quiet(), given=GIVEN, merged=tmp_path / "m.tenarai")
+    merged = tenarai.load(tmp_path / "m.tenarai")
+    adapted = tenarai.load(base, lora=out)
+    ids = np.arange(12, dtype=np.int32)
+    np.testing.assert_allclose(merged.logits(ids), adapted.logits(ids), atol=1e-5)
+    assert abs(tenarai.load(base).logits(ids) - adapted.logits(ids)).max() > 1e-3
+    gguf = tenarai.load(base, lora=out / "adapter.gguf").logits(ids)
+    np.testing.assert_allclose(gguf, adapted.logits(ids), atol=1e-5)
+    words = ["run", "-m", str(base), "-p", "ab", "-n", "4", "--temp", "0", "--json"]
+    result = CliRunner().invoke(cli, [*words, "--lora", str(out)])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["token_ids"] == adapted.generate(
+        "ab", 4, 0, return_tokens=True
+    )
+    with pytest.raises(TenaraiError, match="exists"):
+        run(base, data, tmp_path / "s", merged=tmp_path / "m.tenarai")
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_signal_saves_everything_and_a_run_can_be_made_longer(base, data, tmp_path):
+    class Stopping(Quiet):
+        def step(self, record, steps, left):
+            if record["step"] == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    out = tmp_path / "r"
+    result = finetune(base, data, out=out, report=Stopping(), given=GIVEN)
+    assert (result.signal, result.step) == (signal.SIGINT, 2)
+    assert (out / "adapter" / "adapter_model.safetensors").exists()
+    longer = {"schedule": {"steps": 8}}
+    assert finetune(out=out, resume=True, report=Quiet(), given=longer).step == 8

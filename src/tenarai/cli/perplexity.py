@@ -72,7 +72,8 @@ def perplexity(
     from tenarai.infer.perplexity import measure
 
     text = from_file(file)
-    given = flags | {"path": kl_vs, "activations": kl_activations, "gpu_layers": None}
+    given = flags | {"path": kl_vs, "activations": kl_activations}
+    given |= {"gpu_layers": None, "lora": None}
     path, chosen = flags["path"], flags["context"]
     model, _ = open_model(flags, usual=None)
     tokenizer = need_tokenizer(model, path)
