@@ -26,7 +26,7 @@ from tiny import Quiet, chat_tokenizer, write_model, write_text
 GIVEN = {
     "lora": {"rank": 4},
     "model": {"context": 96},
-    "optimiser": {"batch": 2, "lr": 1e-2},
+    "optimiser": {"batch": 2, "accumulate": 1, "lr": 1e-2},
     "schedule": {"steps": 6},
     "run": {"val_every": 3, "sample_tokens": 4, "checkpoint_every": 3, "log_every": 1},
 }
@@ -75,6 +75,7 @@ def arrays(folder):
 @pytest.mark.parametrize("rank", [4, 0])
 def test_a_run_learns_and_goes_on_to_the_same_bits(base, data, tmp_path, rank):
     given = GIVEN | {"lora": {"rank": rank, "dropout": 0.1}}
+    given |= {"optimiser": {"batch": 1, "accumulate": 2, "lr": 1e-2}}
     before = base.read_bytes()
     result = run(base, data, tmp_path / "whole", given)
     assert result.step == 6 and result.val_loss < result.val_loss_before - 0.02
@@ -177,6 +178,18 @@ def test_rows_hold_every_example_once_and_tell_them_apart(rng):
     assert np.array_equal(other.next()[0].tokens, wanted)
     with pytest.raises(TenaraiError, match="context"):
         PackedLoader(examples, 3, 20, seed=1).restore(state)
+
+
+def test_every_target_of_a_step_weighs_the_same(rng):
+    sizes = [3, 17, 9, 2, 12, 5]
+    examples = [Example(f"line {i}", np.ones(n, np.int32), np.arange(n) > 1)
+                for i, n in enumerate(sizes)]  # fmt: skip
+    loader = PackedLoader(examples, 1, 16, seed=2, pack=False, together=3)
+    for _ in range(4):  # steps
+        made = [loader.next() for _ in range(3)]
+        counts = np.array([np.count_nonzero(targets >= 0) for _, targets in made])
+        shares = np.array([rows.share for rows, _ in made])
+        np.testing.assert_allclose(shares / 3, counts / counts.sum())
 
 
 GOOD = json.dumps(chat("q", "a")) + "\n"

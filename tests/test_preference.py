@@ -96,7 +96,10 @@ def test_a_run_learns_the_better_answers(tmp_path):
     lines.append({"prompt": turns, "chosen": "xxx", "rejected": [answer]})
     lines.append({"chosen": [*turns, answer], "rejected": [*turns, {**answer, "content": "?"}]})
     data = write_lines(tmp_path / "d.jsonl", lines)
-    given = GIVEN | {"preferences": {"dpo": True}, "optimiser": {"batch": 3, "lr": 2e-2}}
+    given = GIVEN | {
+        "preferences": {"dpo": True},
+        "optimiser": {"batch": 3, "accumulate": 1, "lr": 2e-2},
+    }
     given |= {"schedule": {"steps": 8}}
     result = finetune(base, data, out=tmp_path / "r", report=Quiet(), given=given)
     assert result.val_loss_before == pytest.approx(np.log(2), rel=1e-5)

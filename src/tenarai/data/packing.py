@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,17 +42,20 @@ class Example:
 @dataclass(frozen=True, eq=False)
 class Rows:
     """A batch: tokens (B, T) int32; documents (B, T) int32, the place where each place's document
-    begins, or None where every row is one."""
+    begins, or None where every row is one. share: what its mean loss weighs in the mean over its
+    step's batches, so that every target weighs the same; 1 where all batches have as many."""
 
     tokens: Array
     documents: Array | None
+    share: float = 1.0
 
 
 class PackedLoader:
     """`next()` gives (Rows, targets (B, T) int32, −1 where none counts).
 
     pack=False puts one example into a row; then `group` examples stay side by side, as pairs do.
-    shuffle=False keeps the order, for validation.
+    shuffle=False keeps the order, for validation. `together` batches make a step, and the place in
+    the stream is taken between steps.
     Raises DataError where there is no example, or one does not fit into a row of `context`.
     """
 
@@ -66,6 +69,7 @@ class PackedLoader:
         pack: bool = True,
         shuffle: bool = True,
         group: int = 1,
+        together: int = 1,
     ):
         if group > 1 and (pack or batch % group or len(examples) % group):
             raise ValueError(f"groups of {group} in {len(examples)} examples, batches of {batch}")
@@ -77,7 +81,8 @@ class PackedLoader:
                     f"{example.where}: has {len(example.ids)} tokens, a row takes {context + 1}"
                 )
         self.batch, self.context, self.seed = batch, context, seed
-        self.pack, self.shuffle, self.group = pack, shuffle, group
+        self.pack, self.shuffle, self.group, self.together = pack, shuffle, group, together
+        self._step: list[tuple[Rows, Array]] = []  # batches that were made and not given yet
         self._examples = list(examples)
         self._begin(0)
 
@@ -103,6 +108,17 @@ class PackedLoader:
         self._rows = [[int(order[i]) for i in row] for row in rows]
 
     def next(self) -> tuple[Rows, Array]:
+        if not self._step:
+            made = [self._batch() for _ in range(self.together)]
+            counts = [np.count_nonzero(targets >= 0) for _, targets in made]
+            mean = sum(counts) / len(counts)
+            self._step = [
+                (replace(rows, share=n / mean if mean else 1.0), targets)
+                for n, (rows, targets) in zip(counts, made, strict=True)
+            ]
+        return self._step.pop(0)
+
+    def _batch(self) -> tuple[Rows, Array]:
         B, T = self.batch, self.context
         tokens, targets = np.zeros((B, T), np.int32), np.full((B, T), IGNORED, np.int32)
         documents = np.tile(np.arange(T, dtype=np.int32), (B, 1))  # padding sees itself
@@ -122,6 +138,7 @@ class PackedLoader:
 
     def reset(self) -> None:
         """Back to the first batch, as a validation run wants it each time."""
+        self._step = []
         self._begin(0)
 
     def state(self) -> dict[str, Any]:

@@ -45,7 +45,8 @@ class Tuned:
     def gradients(
         self, ops: Tuning, rows: Rows, targets: Array, dropout: Dropout | None, grads: Any
     ) -> float:
-        """Add a micro-batch's gradients to `grads`, which are as `trained`; → its loss."""
+        """Add a micro-batch's gradients to `grads`, which are as `trained`; → its loss. Both count
+        rows.share, by which batches with more targets weigh more."""
         try:
             self._begin(ops, rows, targets)
             ops.seed = None if dropout is None else seed_of(dropout)
@@ -54,19 +55,19 @@ class Tuned:
             self.model.backward(ops, self.weights, saved, wanted)
         finally:
             self._end(ops)
-        return float(loss)
+        return float(loss) * rows.share
 
     def loss(self, ops: Tuning, rows: Rows, targets: Array) -> float:
         """Without gradients or dropout."""
         try:
             self._begin(ops, rows, targets)
-            return float(self._forward(ops, rows.tokens, targets, None, None)[0])
+            return float(self._forward(ops, rows.tokens, targets, None, None)[0]) * rows.share
         finally:
             self._end(ops)
 
     def _begin(self, ops: Tuning, rows: Rows, targets: Array) -> None:
         """Which places a row's see, and which loss: of preferences, against the base's."""
-        ops.documents = rows.documents
+        ops.documents, ops.share = rows.documents, rows.share
         if self.beta is not None:
             ops.head = base = LogProbs()
             self.model.forward(ops, self.weights.base, rows.tokens, targets)
@@ -76,6 +77,7 @@ class Tuned:
         if isinstance(ops.head, Preference):
             self.margins = ops.head.margins
         ops.seed = ops.documents = ops.head = None
+        ops.share = 1.0
 
     def _forward(self, ops, tokens, targets, grads, dropout) -> tuple[Any, Any]:
         more = (dropout,) if isinstance(self.model, GPT2) else ()

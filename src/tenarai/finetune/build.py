@@ -116,8 +116,11 @@ def _loaders(
     longest = max(e.places for e in (*sets.train, *sets.val))
     T = settings.model.context if pack else min(settings.model.context, -(-longest // 32) * 32)
     how: dict[str, Any] = {"pack": pack, "group": group}
-    train = PackedLoader(sets.train, batch, T, settings.run.seed, **how)
+    together = 1 if pairs else settings.optimiser.accumulate
+    train = PackedLoader(sets.train, batch, T, settings.run.seed, together=together, **how)
     val = PackedLoader(sets.val, batch, T, shuffle=False, **how)
+    if not pairs:
+        val.together = min(settings.run.val_batches, val.batches)
     model = dataclasses.replace(settings.model, context=T)
     schedule = settings.schedule
     if schedule.epochs:

@@ -86,7 +86,8 @@ class Preferences:
 
 @dataclass(frozen=True)
 class TuningOptimiser(Optimiser):
-    batch: int = setting(4, "rows a micro-batch", low=1)
+    batch: int = setting(1, "rows a micro-batch", low=1)
+    accumulate: int = setting(4, "micro-batches whose gradients make one step", low=1)
     lr: float = setting(2e-4, "highest learning rate", low=0)
     beta2: float = setting(0.999, "decay of the second moment", low=0, below=1)
     weight_decay: float = setting(0.0, "decay of the matrices, a step and learning rate", low=0)

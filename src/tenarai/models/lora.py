@@ -22,6 +22,8 @@ from .table import Param, Weight
 
 Array = np.ndarray
 A, B = ".lora_a", ".lora_b"
+# Below these are norms and the embedding, which have no adapters.
+FIRST = frozenset(f"h.0.attn.{name}.weight" for name in ("q", "k", "v", "c_attn"))
 # What people call groups of layers: parts of our names. "all" is attention and MLP.
 GROUPS = {"attention": (".attn.",), "mlp": (".mlp.",), "all": (".attn.", ".mlp.")}
 
@@ -109,7 +111,9 @@ class Adapted(Mapping[str, Any]):
             if stem + A in adapter:
                 a, b = adapter[stem + A], adapter[stem + B]
                 scale = (scales or {}).get(p.name, config.scale)
-                self._weights[p.name] = LoraWeight(base[p.name], a, b, scale, config.dropout, site)
+                self._weights[p.name] = LoraWeight(
+                    base[p.name], a, b, scale, config.dropout, site, p.name in FIRST
+                )
         self._scopes: dict[str, dict[str, Any]] = {}
 
     def __getitem__(self, name: str) -> Any:

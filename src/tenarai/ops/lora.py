@@ -33,6 +33,7 @@ Array = np.ndarray
 @dataclass(frozen=True, eq=False)
 class LoraWeight:
     """W + s B A, where a weight of a linear layer may stand. `site` tells its dropout from others'.
+    `first`: nothing that its input was made of is trained, so dx, which nobody needs, is zeros.
 
     Raises ValueError where the shapes do not fit together.
     """
@@ -43,6 +44,7 @@ class LoraWeight:
     scale: float
     dropout: float = 0.0
     site: int = 0
+    first: bool = False
 
     def __post_init__(self) -> None:
         O, I = self.base.shape
@@ -95,12 +97,14 @@ class Tuning:
     seed: of this pass's dropout; None draws no masks. documents: (B, T) int32, which document of
     a packed row each place belongs to: attention stays within it; None for one a row. head: what
     takes the place of cross-entropy (preference.py), called with `below` and that op's arguments.
+    share: the factor of the loss's gradient, as a batch's in a step of several.
     """
 
     def __init__(self, below: Any):
         self.below = below
         self.seed: int | None = None
         self.documents: Array | None = None
+        self.share = 1.0
         self.head: Any = None
 
     def __getattr__(self, name: str) -> Any:
@@ -144,6 +148,9 @@ class Tuning:
             _, of_a, _ = self._down(saved.x, w, saved.mask)
         part = ops.linear_backward(dh, of_a, dw.a)  # (..., I)
         del of_a
+        if w.first:
+            dx = part if out is None else out
+            return ops.scale_forward(part, 0.0, out=dx)[0]
         if saved.mask:
             part = ops.dropout_backward(part, saved.dropped, out=part)
         dx = ops.linear_backward(dy, saved.base, FROZEN, db, out=out)
@@ -176,6 +183,7 @@ class Tuning:
         return self.below.attention_forward(q, k, v, sinks, **named)
 
     def linear_cross_entropy_forward(self, x, w, targets, dw=None, dloss=1.0, **named):
+        dloss = dloss * self.share
         if self.head is None:
             return self.below.linear_cross_entropy_forward(x, w, targets, dw, dloss, **named)
         loss, dx = self.head(self.below, x, w, targets, dw, dloss)
