@@ -137,7 +137,7 @@ void softmax_column(const ForwardTiles& w, const Seen& seen, i64 column, i64 key
   const vf shrink = exp2_weight(old - top);
   store(w.top + column, top);
   store(w.total + column, first ? total : load(w.total + column) * shrink + total);
-  if (first) return;
+  if (first || max_lane(top - old) == 0) return;  // as most often, further on
   for (i64 d = 0; d < D; ++d) {
     float* y = w.y + d * kPanel + column;
     store(y, load(y) * shrink);
@@ -178,12 +178,16 @@ void forward_panel(const AttentionForward& f, const AttentionShape& shape, const
   for (bool& strip : fresh) strip = true;
   for (i64 s = seen.whole.begin / kKeyTile * kKeyTile; s < seen.whole.end; s += kKeyTile) {
     const i64 count = at_most(shape.S - s, kKeyTile);
-    for (i64 strip = 0; strip < width; strip += kStrip) {
-      const i64 n = at_most(width - strip, kStrip);
+    for (i64 strip = 0, n; strip < width; strip += n) {
       const Range rows = seen.rows(strip / kStrip, s, count);
+      i64 last = strip / kStrip;  // of the strips that are taken together
+      while ((last + 1) * kStrip < width && seen.rows(last + 1, s, count) == rows &&
+             fresh[last + 1] == fresh[last])
+        ++last;
+      n = at_most((last + 1) * kStrip, width) - strip;
       if (empty(rows)) continue;
       const i64 height = rows.end - rows.begin;
-      bool& first = fresh[strip / kStrip];
+      const bool first = fresh[last];
       float *q = w.q + strip, *y = w.y + strip, *p = w.p + rows.begin * kPanel + strip;
       tile_product<Left::rows>(p, kPanel, k.p + (s + rows.begin) * k.stride, k.stride, q, kPanel,
                                height, n, D, false);
@@ -193,7 +197,7 @@ void forward_panel(const AttentionForward& f, const AttentionShape& shape, const
       }
       tile_product<Left::columns>(y, kPanel, v.p + (s + rows.begin) * v.stride, v.stride, p, kPanel,
                                   D, n, height, !first);
-      first = false;
+      for (i64 i = strip / kStrip; i <= last; ++i) fresh[i] = false;
     }
   }
   for (i64 strip = 0; strip < width; strip += kStrip)
@@ -272,9 +276,11 @@ void backward_panel(const AttentionBackward& f, const AttentionShape& shape, con
   for (i64 i = 0; i < D * kPanel; i += kLanes) store(w.dq_t + i, vf{});
   for (i64 s = seen.whole.begin / kKeyTile * kKeyTile; s < seen.whole.end; s += kKeyTile) {
     const i64 count = at_most(shape.S - s, kKeyTile);
-    for (i64 strip = 0; strip < width; strip += kStrip) {
-      const i64 n = at_most(width - strip, kStrip);
+    for (i64 strip = 0, n; strip < width; strip += n) {
       const Range rows = seen.rows(strip / kStrip, s, count);
+      i64 last = strip / kStrip;
+      while ((last + 1) * kStrip < width && seen.rows(last + 1, s, count) == rows) ++last;
+      n = at_most((last + 1) * kStrip, width) - strip;
       clear_rows(w, strip, n, {0, rows.begin});
       clear_rows(w, strip, n, {rows.end, count});
       if (empty(rows)) continue;
@@ -295,8 +301,10 @@ void backward_panel(const AttentionBackward& f, const AttentionShape& shape, con
       tile_product<Left::columns>(w.dq_t + strip, kPanel, k_rows, k.stride, w.da + at, kPanel, D, n,
                                   height, true);
     }
-    for (i64 row = 0; row < count; row += kTileRows) {
-      const i64 rows = at_most(count - row, kTileRows);
+    const bool all = seen.shared.begin <= s && s + count <= seen.shared.end;
+    const i64 step = all ? kKeyTile : kTileRows;
+    for (i64 row = 0; row < count; row += step) {
+      const i64 rows = at_most(count - row, step);
       const Range queries = seen.queries({s + row, s + row + rows}, panel.count);
       if (empty(queries)) continue;
       const i64 from = queries.begin, n = queries.end - from;

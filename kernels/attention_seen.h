@@ -23,6 +23,7 @@ TENARAI_INLINE Range common(Range a, Range b) {
   return {at_least(a.begin, b.begin), at_most(a.end, b.end)};
 }
 TENARAI_INLINE bool empty(Range r) { return r.begin >= r.end; }
+TENARAI_INLINE bool operator==(Range a, Range b) { return a.begin == b.begin && a.end == b.end; }
 TENARAI_INLINE Range hull(Range a, Range b) {
   if (empty(a)) return b;
   if (empty(b)) return a;

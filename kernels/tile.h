@@ -57,12 +57,24 @@ static inline void tile_column(float* c, i64 c_stride, const float* a, i64 a_str
                                               b_stride, M - i, R, add);
 }
 
+// Where C is four vectors wide and high enough, a block of six rows of them: fewer loads, and the
+// left factor is read once.
+#if defined(__AVX512F__) || defined(__ARM_FEATURE_SVE)
+constexpr int kWideRows = 6, kWideVectors = 4;
+#else
+constexpr int kWideRows = kTileRows, kWideVectors = kTileVectors;
+#endif
+
 // C (M, N) = or += A (M, R) · B (R, N), N a multiple of kLanes.
 template <Left kLeft, int kVectors = kTileVectors>
 static inline void tile_product(float* c, i64 c_stride, const float* a, i64 a_stride,
                                 const float* b, i64 b_stride, i64 M, i64 N, i64 R, bool add) {
-  constexpr i64 kWidth = kVectors * kLanes;
+  constexpr i64 kWidth = kVectors * kLanes, kWide = kWideVectors * kLanes;
   i64 n = 0;
+  if constexpr (kVectors == kTileVectors && kWideVectors > kTileVectors)
+    for (; M >= 2 * kTileRows && n + kWide <= N; n += kWide)
+      tile_column<kLeft, kWideVectors, kWideRows>(c + n, c_stride, a, a_stride, b + n, b_stride, M,
+                                                  R, add);
   for (; n + kWidth <= N; n += kWidth)
     tile_column<kLeft, kVectors>(c + n, c_stride, a, a_stride, b + n, b_stride, M, R, add);
   if constexpr (kVectors > 1)

@@ -46,10 +46,10 @@ def linear(op: str, rows: int, inputs: int, outputs: int) -> Case:
     return Case(op, shape, (product.flops, 2 * product.flops), "GFLOP/s", product)
 
 
-def attention(batch: int, length: int) -> Case:
+def attention(batch: int, length: int, heads: int = H, size: int = D) -> Case:
     """Two products forward and five backward (one recomputes the scores), half of each masked."""
-    one = batch * H * length * length * D
-    shape = {"B": batch, "T": length, "H": H, "D": D}
+    one = batch * heads * length * length * size
+    shape = {"B": batch, "T": length, "H": heads, "D": size}
     return Case("attention", shape, (2 * one, 5 * one), "GFLOP/s")
 
 
@@ -76,7 +76,8 @@ def moving(op: str, shape: dict[str, int], forward: int, backward: int) -> Case:
 
 
 def cases() -> list[Case]:
-    """GPT-2's ops over 256 and 4,096 rows (4 sequences of 64 and of 1,024)."""
+    """GPT-2's ops over 256 and 4,096 rows (4 sequences of 64 and of 1,024); attention at
+    longer texts and another head size."""
     found: list[Case] = []
     for batch, length in ((4, 64), (4, 1024)):
         rows = batch * length
@@ -90,6 +91,7 @@ def cases() -> list[Case]:
             moving("gelu", {"M": rows, "C": 4 * C}, 2, 3),
             loss(rows),
         ]
+    found += [attention(1, length, 4, size) for length in (1024, 4096) for size in (64, 96)]
     found += [linear_attention(op, 4, 1024) for op in ("gated_linear_attention", "delta_rule")]
     found.append(moving("adamw", {"M": 1 << 25}, 7, 0))
     return found
