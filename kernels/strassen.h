@@ -37,7 +37,7 @@ struct SevenProducts {
 
   // Is it faster than the plain product? Not where much of its tiles would be padding.
   static bool worthwhile(i64 M, i64 N, i64 K) {
-    if (M < 64 || N < kPairCols || K < 64) return false;
+    if (M < 64 || N < kPairCols || K < 96) return false;
     const i64 padded =
         round_up(M, kPairRows) * (N / kPairCols * kPairCols + 2 * half_of(N % kPairCols));
     return padded * 15 <= M * N * 16;
