@@ -31,6 +31,7 @@ ALLOWED = {
     "cli": FILES
     | {"bench", "config", "data", "files", "infer", "api", "models", "ops", "quant"}
     | {"finetune", "tokenizers", "train"},
+    "eval_harness": FILES | {"api", "infer"},
     "__init__": {"api", "errors", "train"},
     "__main__": {"cli"},
 }

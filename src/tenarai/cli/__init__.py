@@ -29,6 +29,7 @@ VERBS = {
     "pull": ("pull", "Fetch a model that is known by name."),
     "chat": ("chat", "Talk with a model."),
     "perplexity": ("perplexity", "Measure how well a model foretells a text."),
+    "eval": ("eval", "Measure how well a model answers: HellaSwag, LAMBADA, your own questions."),
     "data": ("data", "Fetch a text, or turn texts into tokens."),
     "tokenize": ("tokenize", "Show how a text falls into tokens."),
     "convert": ("convert", "Turn one kind of model file into another."),
