@@ -271,6 +271,8 @@ def test_an_adapter_is_used_by_name_of_its_run_and_merged(base, data, tmp_path):
     assert json.loads(result.stdout)["token_ids"] == adapted.generate(
         "ab", 4, 0, return_tokens=True
     )
+    with pytest.raises(TenaraiError, match="holds an adapter.*--lora"):
+        tenarai.load(out)
     with pytest.raises(TenaraiError, match="exists"):
         run(base, data, tmp_path / "s", merged=tmp_path / "m.tenarai")
     assert not (tmp_path / "s").exists()

@@ -39,6 +39,11 @@ def read(path: PathName) -> tuple[AnyModel, Weights, Document | None]:
     Raises TenaraiError: no checkpoint, damaged, a configuration that cannot be, weights missing.
     """
     with open_newest(path) as checkpoint:
+        if checkpoint.meta.get("kind") == "adapter":
+            raise TenaraiError(
+                f"{path}: holds an adapter, not its model: name the model, and this with --lora "
+                f"(it was trained on {str(checkpoint.meta.get('base', 'another'))[:200]})"
+            )
         model = families.model_of(config_of(checkpoint))
         _check_shapes(checkpoint, model)
         params = Weights(model.table())
