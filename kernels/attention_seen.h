@@ -75,7 +75,25 @@ struct Seen {
   Range shared;  // what every query of the panel sees
   bool two = false;
 
-  Seen(const AttentionShape& s, i64 b, i64 t, i64 count) : whole{0, 0}, shared{0, s.S} {
+  Seen(const AttentionShape& s, i64 b, i64 t, i64 count) {
+    s.documents || s.lengths || s.prefix ? any(s, b, t, count) : band(s, t, count);
+  }
+  // Causal and window alone: both ends of the interval move with the query.
+  void band(const AttentionShape& s, i64 t, i64 count) {
+    for (i64 i = 0; i < kPanel; ++i) {
+      const i64 x = t + at_most(i, count - 1) + s.S - s.T;
+      first[i] = static_cast<int32_t>(at_least(x - s.window + 1, 0));
+      end[i] = static_cast<int32_t>(s.causal ? x + 1 : at_most(x + s.window, s.S));
+    }
+    for (i64 i = 0; i < kPanel; i += kLanes) all[i / kLanes] = {first[i + kLanes - 1], end[i]};
+    for (i64 i = 0; i < kPanel; i += kStrip) {
+      strip_near[i / kStrip] = {first[i], end[i + kStrip - 1]};
+      strip_before[i / kStrip] = {0, 0};
+    }
+    whole = {first[0], end[kPanel - 1]}, shared = {first[kPanel - 1], end[0]};
+  }
+  void any(const AttentionShape& s, i64 b, i64 t, i64 count) {
+    whole = {0, 0}, shared = {0, s.S};
     Range document = {0, 0};
     for (Range& r : strip_near) r = {0, 0};
     for (Range& r : strip_before) r = {0, 0};
@@ -113,13 +131,14 @@ struct Seen {
   // The queries below `count` from the first to the last that see one of the keys.
   Range queries(Range keys, i64 count) const {
     if (shared.begin <= keys.begin && keys.end <= shared.end) return {0, count};
-    Range found = {0, 0};
-    for (i64 i = 0; i < count; ++i) {
-      const bool sees = !empty(common(keys, {first[i], end[i]})) ||
-                        !empty(common(keys, {before_first[i], before_end[i]}));
-      if (sees) found = hull(found, {i, i + 1});
-    }
-    return found;
+    i64 from = 0, to = count;
+    while (from < to && !sees(from, keys)) ++from;
+    while (from < to && !sees(to - 1, keys)) --to;
+    return {from, to};
+  }
+  bool sees(i64 query, Range keys) const {
+    return !empty(common(keys, {first[query], end[query]})) ||
+           (two && !empty(common(keys, {before_first[query], before_end[query]})));
   }
 
   // x in the lanes whose query sees the key, `hidden` in the others.
