@@ -66,6 +66,15 @@ def test_scores_are_those_of_whole_sequences():
             assert s.log_likelihood == pytest.approx(expected, rel=1e-4)
 
 
+def test_what_greedy_decoding_writes_is_greedy():
+    model = small_model(reference)
+    given = model.tokenizer.encode("the cat sat")
+    written = model.generate(given, 5, 0, return_tokens=True)
+    other = [*written[:4], (written[4] + 1) % 280]
+    (found,) = scorer(model)([[Request(given, written), Request(given, other)]])
+    assert [s.greedy for s in found] == [True, False] and found[0].tokens == 5
+
+
 def test_requests():
     tokenizer = small_model(reference).tokenizer
     both = request_of(tokenizer, "the cat  ", "sat")
