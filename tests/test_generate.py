@@ -3,13 +3,17 @@
 import numpy as np
 import pytest
 
+import tenarai
 from tenarai.errors import TenaraiError
+from tenarai.infer.engine import Engine
 from tenarai.infer.generate import generate_ids, generate_text
 from tenarai.infer.sampler import Sampler, Sampling
+from tenarai.infer.timings import Timings
 from tenarai.models.gpt2 import GPT2, GPT2Config
 from tenarai.models.table import Weights
 from tenarai.ops import reference
 from tenarai.tokenizers import ByteTokenizer
+from tiny import write_model
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +69,16 @@ def test_bad_prompts(model):
         next(generate_ids(reference, gpt, params, [], 1))
     with pytest.raises(TenaraiError, match="token 256.*ends at 255"):
         next(generate_ids(reference, gpt, params, [256], 1))
+
+
+def test_an_engine_that_is_kept_reads_a_beginning_once(tmp_path):
+    model = tenarai.load(write_model(tmp_path / "model.tenarai"))
+    engine = Engine(model.ops, model.model, model.params)
+    how = {"temperature": 0, "return_tokens": True}
+    said = [*b"the cat sat"]
+    answer = model.generate(said, 5, engine=engine, **how)
+    more = [*said, *answer, *b" on"]
+    timings = Timings()
+    again = model.generate(more, 5, engine=engine, timings=timings, **how)
+    assert again == model.generate(more, 5, **how)
+    assert timings.prompt_tokens == len(b" on") + 1  # the last token of an answer was never read

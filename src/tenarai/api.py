@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tenarai.errors import TenaraiError
+from tenarai.infer.engine import Engine
 from tenarai.infer.generate import generate_ids, start_of_text
 from tenarai.infer.sampler import Sampler, Sampling
 from tenarai.infer.timings import Timings
@@ -244,6 +245,7 @@ class Model:
         batch: int = 512,
         keep: int = 0,
         timings: Timings | None = None,
+        engine: Engine | None = None,
     ) -> str | list[int] | Iterator[str] | Iterator[int]:
         """What follows `prompt` (text, or token ids), without it, up to a token that ends a text.
 
@@ -251,7 +253,8 @@ class Model:
         text (or ids). `temperature` 0 always takes the most probable token; `top_k` 0 and `top_p`
         1 cut nothing off; `sampling` says all of this and more. The same seed gives the same
         tokens. The prompt is read `batch` tokens at a time, its first `keep` stay when the context
-        is full. What it costs is added to `timings`.
+        is full. What it costs is added to `timings`. With an `engine` of this
+        model, what that holds of the prompt's beginning is not read again.
         Raises TenaraiError: settings out of bounds, text without a tokenizer, ids that are none.
         """
         sampling = sampling or Sampling(temperature, top_k, top_p)
@@ -269,7 +272,7 @@ class Model:
         sampler = Sampler(sampling, seed=seed, tokenizer=self.tokenizer, vocabulary=vocabulary)
         tokens = generate_ids(
             self.ops, self.model, self.params, ids, max_tokens, sampler, stop, timings,
-            batch=batch, keep=keep,
+            batch=batch, keep=keep, engine=engine,
         )  # fmt: skip
         if return_tokens:
             return tokens if stream else list(tokens)

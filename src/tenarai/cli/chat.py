@@ -85,6 +85,7 @@ def _talker(
     path: str,
     style: str | None,
 ) -> Talker:
+    from tenarai.infer.engine import Engine
     from tenarai.tokenizers.chat import chat_template, encode_chat
 
     from .chat_session import Talker
@@ -93,12 +94,18 @@ def _talker(
     assert tokenizer is not None
     template = chat_template(model.metadata, tokenizer, style)
 
+    engines: list[Engine] = []  # the one that holds what was said, so that a turn is read once
+
     def generate(ids: list[int], limit: int, seed: int, timings: Timings) -> Iterator[int]:
+        if not engines:
+            engines.append(Engine(model.ops, model.model, model.params, rows=flags["batch"]))
+        engine = engines.pop()
         found = model.generate(
             ids, limit, seed=seed, sampling=sampling, stream=True, return_tokens=True,
-            batch=flags["batch"], timings=timings,
+            timings=timings, engine=engine,
         )  # fmt: skip
-        return map(int, found)
+        yield from map(int, found)
+        engines.append(engine)  # one that was interrupted is not used again
 
     return Talker(
         encode=lambda messages: encode_chat(tokenizer, template, messages),

@@ -24,17 +24,19 @@ def generate_ids(
     *,
     batch: int = 512,
     keep: int = 0,
+    engine: Engine | None = None,
 ) -> Iterator[int]:
     """The tokens after `prompt` (at least one id), one at a time, at most `max_tokens`.
 
-    The prompt is read `batch` tokens at a time. Ends before a token of `stop`. Where prompt and
-    continuation outgrow the model's context, the first `keep` tokens and the newer half of the
+    The prompt is read `batch` tokens at a time; with an `engine` of this model (whose own number of
+    rows counts then) what it still holds of the prompt's beginning is not read again. Ends before
+    a token of `stop`. Where prompt and continuation outgrow the model's context, the first `keep` tokens and the newer half of the
     rest stay and are read again. The sampler begins anew; what is spent is added to `timings`.
     Raises TenaraiError for an empty prompt or an id outside the vocabulary.
     """
     sampler = sampler or Sampler()
     sampler.begin([int(i) for i in prompt])
-    engine = Engine(ops, model, params, rows=batch)
+    engine = engine or Engine(ops, model, params, rows=batch)
     yield from engine.follow(
         engine.submit(prompt, max_tokens, sampler, stop, shift=True, keep=keep, timings=timings)
     )
