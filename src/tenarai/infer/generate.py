@@ -30,8 +30,9 @@ def generate_ids(
 
     The prompt is read `batch` tokens at a time; with an `engine` of this model (whose own number of
     rows counts then) what it still holds of the prompt's beginning is not read again. Ends before
-    a token of `stop`. Where prompt and continuation outgrow the model's context, the first `keep` tokens and the newer half of the
-    rest stay and are read again. The sampler begins anew; what is spent is added to `timings`.
+    a token of `stop`. Where prompt and continuation outgrow the model's context, the first `keep`
+    tokens and the newer half of the rest stay and are read again. The sampler begins anew; what is
+    spent is added to `timings`.
     Raises TenaraiError for an empty prompt or an id outside the vocabulary.
     """
     sampler = sampler or Sampler()
