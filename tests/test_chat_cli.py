@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import select
 import subprocess
 import sys
@@ -276,6 +277,14 @@ def test_piped_messages(model, tmp_path):
     assert b"5 tokens, " in done.stderr and b"> " not in done.stdout
     again = chat(model, "-n", "5", "--seed", "1", "--load", str(file), "-p", "/regen")
     assert again.returncode == 0 and again.stdout.decode() == answer + "\n"
+
+
+def test_a_turn_reads_only_what_is_new(model):
+    done = chat(model, "-n", "3", "--temp", "0", given=b"hi\nhi\n")
+    first, second = [int(n) for n in re.findall(rb"; prompt (\d+) tokens", done.stderr)]
+    assert second < first + 8  # all of it again would be twice as many and more
+    alone = chat(model, "-n", "3", "--temp", "0", "--lookup", given=b"hi\nhi\n")
+    assert alone.stdout == done.stdout
 
 
 def test_every_end_of_turn_stops(model):

@@ -267,9 +267,9 @@ def test_guessing_changes_no_token(ops, model, rng, how, temperature):
             steps += 1
         assert text.tokens == expected, i
         assert beside.tokens == alone(ops, model, asked[0], 15)
-        assert text.accepted <= text.guessed
+        assert text.timings.accepted <= text.timings.guessed
         if how == "oracle" or (how == "draft" and temperature == 0):
-            assert text.accepted > 20 and steps < 25
+            assert text.timings.accepted > 20 and steps < 25
 
 
 def test_guesses_stop_at_a_stop_token_and_at_the_context(ops, model):

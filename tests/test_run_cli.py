@@ -115,6 +115,31 @@ def test_options_change_the_chain_and_the_text(model):
         assert len(ids(*option.split())) == 6
 
 
+def test_guesses_and_the_caches_type(model):
+    def document(*arguments):
+        done = run(model, "-p", "abababab", "--temp", 0, "-n", 40, "--json", *arguments)
+        return json.loads(done.stdout)
+
+    alone = document()
+    assert alone["guessed"] == 0 and document("--cache-type", "float32")["tokens"] == 40
+    for guesses in (["--lookup"], ["--draft", model]):
+        found = document(*guesses)
+        assert found["token_ids"] == alone["token_ids"], guesses
+        assert found["guessed"] >= found["accepted"] > 0, guesses
+    done = tenarai("run", "-m", model, "-p", "a", "--lookup", "--draft", model)
+    assert done.returncode == 2 and b"not both" in done.stderr
+
+
+def test_a_full_context_ends_the_text_or_shifts(model):
+    done = run(model, "-p", "abcd", "-n", 100, "--temp", 0)
+    assert b"ended: the context of 64 tokens is full" in done.stderr
+    assert b"   61 runs" in done.stderr  # samples: the last one's token has no room any more
+    done = run(model, "-p", "abcd", "-n", 100, "--temp", 0, "--context-shift")
+    assert b"is full" not in done.stderr and b"  100 runs" in done.stderr
+    done = tenarai("run", "-m", model, "-p", "abcd" * 20)
+    assert done.returncode == 1 and b"the prompt has 80 tokens, the context holds 64" in done.stderr
+
+
 def test_a_new_seed_each_time_unless_one_is_given(model):
     arguments = ["run", "-m", model, "-p", "ab", "-n", 3, "--json"]
     seeds = {json.loads(tenarai(*arguments).stdout)["seed"] for _ in range(2)}

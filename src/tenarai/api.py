@@ -23,6 +23,7 @@ from tenarai.errors import TenaraiError
 from tenarai.infer.engine import Engine
 from tenarai.infer.generate import generate_ids, start_of_text
 from tenarai.infer.sampler import Sampler, Sampling
+from tenarai.infer.sequence import Guesses
 from tenarai.infer.timings import Timings
 from tenarai.io import formats, gguf
 from tenarai.models import families, gguf_exchange
@@ -244,8 +245,10 @@ class Model:
         return_tokens: bool = False,
         batch: int = 512,
         keep: int = 0,
-        timings: Timings | None = None,
+        shift: bool = True,
+        guesser: Guesses | None = None,
         engine: Engine | None = None,
+        timings: Timings | None = None,
     ) -> str | list[int] | Iterator[str] | Iterator[int]:
         """What follows `prompt` (text, or token ids), without it, up to a token that ends a text.
 
@@ -253,8 +256,10 @@ class Model:
         text (or ids). `temperature` 0 always takes the most probable token; `top_k` 0 and `top_p`
         1 cut nothing off; `sampling` says all of this and more. The same seed gives the same
         tokens. The prompt is read `batch` tokens at a time, its first `keep` stay when the context
-        is full. What it costs is added to `timings`. With an `engine` of this
-        model, what that holds of the prompt's beginning is not read again.
+        is full; without `shift` the text ends there. `guesser` (infer/speculative.py) makes it
+        faster where a text repeats itself, and changes nothing else. With an `engine` of this
+        model that wrote before, only what is new in the prompt is read. What it costs is added to
+        `timings`.
         Raises TenaraiError: settings out of bounds, text without a tokenizer, ids that are none.
         """
         sampling = sampling or Sampling(temperature, top_k, top_p)
@@ -272,12 +277,17 @@ class Model:
         sampler = Sampler(sampling, seed=seed, tokenizer=self.tokenizer, vocabulary=vocabulary)
         tokens = generate_ids(
             self.ops, self.model, self.params, ids, max_tokens, sampler, stop, timings,
-            batch=batch, keep=keep, engine=engine,
+            batch=batch, keep=keep, shift=shift, guesser=guesser, engine=engine,
         )  # fmt: skip
         if return_tokens:
             return tokens if stream else list(tokens)
         pieces = self._decoded(tokens)
         return pieces if stream else "".join(pieces)
+
+    def engine(self, *, slots: int = 1, rows: int = 512, cache: str = "float16") -> Engine:
+        """Writes `slots` texts at once (infer/engine.py), which share what they begin with; read
+        `rows` tokens at a time, kept in a cache of type `cache`: float16, int8 or float32."""
+        return Engine(self.ops, self.model, self.params, slots=slots, rows=rows, dtype=cache)
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:

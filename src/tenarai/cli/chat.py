@@ -7,13 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .model_options import cache_options, model_options, need_tokenizer, open_model
+from .model_options import (
+    engine_options,
+    guessers,
+    model_options,
+    need_tokenizer,
+    open_engine,
+    open_model,
+)
 from .option_groups import GroupedCommand, option
 from .prompt import from_argument
 from .sampling_options import forbidding, sampling_of, sampling_options, seed_of
 
 if TYPE_CHECKING:
     from tenarai.api import Model
+    from tenarai.infer.engine import Engine
     from tenarai.infer.sampling import Sampling
     from tenarai.infer.timings import Timings
 
@@ -42,7 +50,7 @@ GROUP = "The conversation"
              "were only taught to continue texts), chatml, llama2, ...")  # fmt: skip
 @option(GROUP, "--load", metavar="FILE", help="Go on with a conversation that /save wrote.")
 @model_options
-@cache_options
+@engine_options
 @sampling_options
 def chat(
     system: str | None,
@@ -85,7 +93,6 @@ def _talker(
     path: str,
     style: str | None,
 ) -> Talker:
-    from tenarai.infer.engine import Engine
     from tenarai.tokenizers.chat import chat_template, encode_chat
 
     from .chat_session import Talker
@@ -93,16 +100,14 @@ def _talker(
     tokenizer = model.tokenizer
     assert tokenizer is not None
     template = chat_template(model.metadata, tokenizer, style)
-
+    guesser = guessers(model, flags)
     engines: list[Engine] = []  # the one that holds what was said, so that a turn is read once
 
     def generate(ids: list[int], limit: int, seed: int, timings: Timings) -> Iterator[int]:
-        if not engines:
-            engines.append(Engine(model.ops, model.model, model.params, rows=flags["batch"]))
-        engine = engines.pop()
+        engine = engines.pop() if engines else open_engine(model, flags)
         found = model.generate(
             ids, limit, seed=seed, sampling=sampling, stream=True, return_tokens=True,
-            timings=timings, engine=engine,
+            guesser=guesser(), engine=engine, timings=timings,
         )  # fmt: skip
         yield from map(int, found)
         engines.append(engine)  # one that was interrupted is not used again

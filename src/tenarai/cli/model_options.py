@@ -1,8 +1,9 @@
-"""The options of `run`, `chat` and `perplexity` that say which model runs, and how."""
+"""The options of `run`, `chat`, `perplexity` and `eval` that say which model runs, and how."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,8 +12,11 @@ from .option_groups import apply, option
 
 if TYPE_CHECKING:
     from tenarai.api import Model
+    from tenarai.infer.engine import Engine
+    from tenarai.infer.sequence import Guesses
 
 GROUP = "The model and the machine"
+DTYPES = ["float16", "int8", "float32"]  # of the KV cache
 ACTIVATIONS = ["bytes", "words", "float32"]
 USUAL_CONTEXT = 4096  # tokens, where the model would take more and nobody asked
 
@@ -44,14 +48,46 @@ def context_option(text: str) -> Any:
     )
 
 
-cache_options = apply(
+engine_options = apply(
     [
         context_option("The longest text in tokens; 0: as long as the model takes.  "
                        f"[default: that, {USUAL_CONTEXT} at most]"),
         option(GROUP, "-b", "--batch-size", "batch", metavar="N", type=click.IntRange(1),
                default=512, show_default=True, help="Tokens of the prompt that are read at once."),
+        option(GROUP, "--cache-type", "cache", type=click.Choice(DTYPES), default="float16",
+               show_default=True,
+               help="Numbers of the KV cache: int8 takes half the memory of float16."),
+        option(GROUP, "--lookup", is_flag=True,
+               help="Guess tokens from what stood in the text before: the same text, faster where "
+                    "it repeats itself."),
+        option(GROUP, "--draft", metavar="MODEL",
+               help="Let a smaller model of the same vocabulary guess tokens: the same text, "
+                    "faster where it guesses well."),
     ]
 )  # fmt: skip
+
+
+def open_engine(model: Model, flags: dict[str, Any]) -> Engine:
+    """The engine that the options of `engine_options` in `flags` describe."""
+    return model.engine(rows=flags["batch"], cache=flags["cache"])
+
+
+def guessers(model: Model, flags: dict[str, Any]) -> Callable[[], Guesses | None]:
+    """What makes a guesser for a text, as the options say. Raises TenaraiError: a draft model with
+    another vocabulary."""
+    from tenarai.infer.speculative import DraftModel, PromptLookup
+
+    if flags["draft"] is None:
+        return PromptLookup if flags["lookup"] else lambda: None
+    if flags["lookup"]:
+        raise click.UsageError("give --lookup or --draft, not both")
+    from tenarai.api import load
+    from tenarai.io.named_models import model_path
+
+    small = load(model_path(flags["draft"]))
+    c = model.config
+    draft = DraftModel(small.ops, small.model, small.params, c.vocab_size, c.context)
+    return lambda: draft
 
 
 def open_model(flags: dict[str, Any], usual: int | None = USUAL_CONTEXT) -> tuple[Model, float]:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .model_options import cache_options, model_options, need_tokenizer, open_model
+from .model_options import (
+    engine_options,
+    guessers,
+    model_options,
+    need_tokenizer,
+    open_engine,
+    open_model,
+)
 from .option_groups import GroupedCommand, option
 from .prompt import from_argument, from_file, write
 from .sampling_options import forbidding, sampling_of, sampling_options, seed_of
@@ -31,6 +38,7 @@ Examples:
 """
 GROUP = "The text"
 ENDLESS = 1 << 31
+FULL = "\nended: the context of {} tokens is full (-c for a longer one, or --context-shift)"
 
 
 @dataclass
@@ -52,10 +60,12 @@ class Completion:
         help="Tokens to write at most; -1: until the text ends.")  # fmt: skip
 @option(GROUP, "--keep", metavar="N", type=click.IntRange(-1), default=0, show_default=True,
         help="Tokens of the prompt that stay when the context is full; -1: all.")  # fmt: skip
+@option(GROUP, "--context-shift", "shift", is_flag=True,
+        help="Go on when the context is full, with the newer half of the text.")  # fmt: skip
 @option(GROUP, "--no-echo", is_flag=True, help="Do not show the prompt before the text.")
 @option(GROUP, "--json", "as_json", is_flag=True, help="Print one JSON document at the end.")
 @model_options
-@cache_options
+@engine_options
 @sampling_options
 def run(
     prompt: str | None,
@@ -87,30 +97,33 @@ def run(
         click.echo(_head(sampling, seed, numbers), err=True)
         write("" if no_echo else prompt)
     timings = Timings(load_s=seconds)
-    _complete(model, done, sampling, seed, numbers, timings, show=not as_json)
+    engine = open_engine(model, flags)
+    writing = {
+        "seed": seed, "sampling": sampling, "keep": numbers["n_keep"], "shift": flags["shift"],
+        "guesser": guessers(model, flags)(), "engine": engine, "timings": timings,
+    }  # fmt: skip
+    _complete(model, done, numbers["n_predict"], writing, show=not as_json)
+    full = not flags["shift"] and len(done.ids) + len(done.tokens) > engine.context
     if as_json:
         click.echo(
             json.dumps(_document(done, sampling, seed, numbers, timings), ensure_ascii=False)
         )
     else:
         click.echo()
+        if full:
+            click.echo(FULL.format(engine.context), err=True)
         click.echo("\n" + timings.table(), err=True)
     return 130 if done.stopped else 0
 
 
 def _complete(
-    model: Model,
-    done: Completion,
-    sampling: Sampling,
-    seed: int,
-    numbers: dict[str, int],
-    timings: Timings,
-    show: bool,
+    model: Model, done: Completion, count: int, writing: dict[str, Any], show: bool
 ) -> None:
-    """Generate into `done`, and onto stdout as it comes; Ctrl-C ends it."""
+    """Generate `count` tokens (-1: no limit) into `done`, and onto stdout as they come; Ctrl-C ends
+    it. `writing`: the other arguments of Model.generate."""
     assert model.tokenizer is not None
     decoder = model.tokenizer.stream(start=not done.prompt)
-    limit = numbers["n_predict"] if numbers["n_predict"] >= 0 else ENDLESS
+    limit = count if count >= 0 else ENDLESS
 
     def put(piece: str) -> None:
         done.text += piece
@@ -118,11 +131,7 @@ def _complete(
             write(piece)
 
     try:
-        for token in model.generate(
-            done.ids, limit, seed=seed, sampling=sampling,
-            stream=True, return_tokens=True, batch=numbers["n_batch"], keep=numbers["n_keep"],
-            timings=timings,
-        ):  # fmt: skip
+        for token in model.generate(done.ids, limit, stream=True, return_tokens=True, **writing):
             done.tokens.append(int(token))
             put(decoder.push(int(token)))
     except KeyboardInterrupt:

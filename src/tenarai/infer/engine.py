@@ -243,8 +243,8 @@ class Engine:
         timings.sample_s += time.perf_counter() - start
         timings.samples += taken
         timings.evaluations += taken - first
-        sequence.guessed += len(guesses)
-        sequence.accepted += taken - 1
+        timings.guessed += len(guesses)
+        timings.accepted += taken - 1
         wrong = len(guesses) - (taken - 1)
         if wrong:
             assert sequence.slot is not None

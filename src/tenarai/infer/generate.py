@@ -8,6 +8,7 @@ from typing import Any
 from tenarai.errors import TenaraiError
 from tenarai.infer.engine import Engine
 from tenarai.infer.sampler import Sampler, Sampling
+from tenarai.infer.sequence import Guesses
 from tenarai.infer.timings import Timings
 from tenarai.tokenizers import Tokenizer
 
@@ -24,22 +25,34 @@ def generate_ids(
     *,
     batch: int = 512,
     keep: int = 0,
+    shift: bool = True,
+    guesser: Guesses | None = None,
     engine: Engine | None = None,
 ) -> Iterator[int]:
     """The tokens after `prompt` (at least one id), one at a time, at most `max_tokens`.
 
-    The prompt is read `batch` tokens at a time; with an `engine` of this model (whose own number of
-    rows counts then) what it still holds of the prompt's beginning is not read again. Ends before
-    a token of `stop`. Where prompt and continuation outgrow the model's context, the first `keep`
-    tokens and the newer half of the rest stay and are read again. The sampler begins anew; what is
-    spent is added to `timings`.
-    Raises TenaraiError for an empty prompt or an id outside the vocabulary.
+    The prompt is read `batch` tokens at a time. Ends before a token of `stop`. Where prompt and
+    continuation outgrow the model's context, the first `keep` tokens and the newer half of the
+    rest stay and are read again; without `shift` the text ends there. `guesser` guesses tokens,
+    which changes the speed alone. An `engine` of this model that wrote before reads only what is
+    new in the prompt. The sampler begins anew; what is spent is added to `timings`.
+    Raises TenaraiError for an empty prompt, an id outside the vocabulary, or, without `shift`, a
+    prompt longer than the context.
     """
     sampler = sampler or Sampler()
     sampler.begin([int(i) for i in prompt])
     engine = engine or Engine(ops, model, params, rows=batch)
     yield from engine.follow(
-        engine.submit(prompt, max_tokens, sampler, stop, shift=True, keep=keep, timings=timings)
+        engine.submit(
+            prompt,
+            max_tokens,
+            sampler,
+            stop,
+            shift=shift,
+            keep=keep,
+            guesser=guesser,
+            timings=timings,
+        )  # fmt: skip
     )
 
 

@@ -49,8 +49,6 @@ class Sequence:
     error: Exception | None = None
     slot: int | None = None  # of the cache, while it is written
     cancelled: bool = False  # asked for; the engine ends it at its next step
-    accepted: int = 0  # guesses that were right
-    guessed: int = 0
 
     def cancel(self) -> None:
         """It gets no more tokens. May be called from another thread."""

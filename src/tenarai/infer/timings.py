@@ -24,6 +24,8 @@ class Timings:
     evaluation_s: float = 0.0
     samples: int = 0
     sample_s: float = 0.0
+    guessed: int = 0  # tokens guessed ahead (infer/speculative.py)
+    accepted: int = 0  # of these, how many were right
 
     @contextlib.contextmanager
     def reading(self, tokens: int) -> Iterator[None]:
@@ -51,7 +53,7 @@ class Timings:
         return self.load_s + self.prompt_s + self.evaluation_s + self.sample_s
 
     def table(self) -> str:
-        """Five aligned lines: what each part took, a token and tokens a second."""
+        """Aligned lines: what each part took, a token and tokens a second; guesses, if any."""
         rows = [
             ("load", self.load_s, 0, ""),
             ("sample", self.sample_s, self.samples, "runs  "),
@@ -59,7 +61,10 @@ class Timings:
             ("eval", self.evaluation_s, self.evaluations, "runs  "),
             ("total", self.total_s, 0, f"{self.prompt_tokens + self.evaluations:>5} tokens"),
         ]
-        return "\n".join(_line(*row) for row in rows)
+        lines = [_line(*row) for row in rows]
+        if self.guessed:
+            lines.append(f"{'guesses':>16} = {self.guessed:10} , {self.accepted} right")
+        return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -72,6 +77,8 @@ class Timings:
             "decode_tokens_per_s": _rate(self.evaluations, self.evaluation_s),
             "samples": self.samples,
             "sample_s": self.sample_s,
+            "guessed": self.guessed,
+            "accepted": self.accepted,
             "total_s": self.total_s,
         }
 
