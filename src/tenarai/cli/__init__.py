@@ -23,7 +23,7 @@ from tenarai.errors import TenaraiError, TenaraiWarning
 # Verb: its module here, what it does. The command is the module's function of the verb's name.
 VERBS = {
     "train": ("train", "Train a language model from nothing."),
-    "finetune": ("finetune", "Train a model on: all of it, or an adapter."),
+    "finetune": ("finetune", "Fine-tune a model: all of its weights, or an adapter on it."),
     "merge": ("merge", "Put an adapter into its model."),
     "run": ("run", "Complete a prompt with a model."),
     "pull": ("pull", "Fetch a model that is known by name."),
