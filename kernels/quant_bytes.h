@@ -19,7 +19,7 @@
 // activations spare (docs/LOG.md). A row of y is the same whatever other rows there are.
 #pragma once
 
-#include "quant_dot.h"
+#include "quant_byte_panels.h"
 
 #if defined(__AVX512VNNI__)
 
@@ -27,8 +27,6 @@ namespace tenarai {
 namespace TENARAI_ISA {
 
 constexpr i64 kTileRows = 4;
-constexpr i64 kBlocks = kGroup / kBlock;  // of activations in a group
-constexpr i64 kHalf = kGroup / 2;         // weights of a K format that share a scale
 
 // M rows of activations, group by group, and zeros up to a multiple of kTileRows.
 struct ByteRows {
@@ -84,13 +82,6 @@ struct ByteRows {
     sums[at] = scale[at] * static_cast<float>(sum);
     start[at] = -128 * sum;
   }
-};
-
-// kCols rows of one group of weights.
-struct BytePanel {
-  alignas(64) uint8_t bytes[kGroup * kCols];  // [pair of pairs][kCols][4]
-  alignas(64) float scale[kBlocks * kCols];   // [2 or 8][kCols]
-  alignas(64) float min[kBlocks * kCols];     // [8][kCols], of plain formats
 };
 
 // y (kTileRows, kCols), `stride` apart, += a group of rows of x times a panel. x, scale, sums and
@@ -163,127 +154,11 @@ static void byte_kernel(float* y, i64 stride, const int8_t* x, const float* x_sc
 using ByteKernel = void (*)(float*, i64, const int8_t*, const float*, const float*, const int32_t*,
                             const BytePanel&);
 
-// A quantised matrix (O, I) as panels of bytes.
-struct ByteSource : QuantRows {
-  bool super() const { return reader.layout == Layout::super; }
-  ByteKernel kernel() const {
-    return super()      ? &byte_kernel<true, false>
-           : reader.min ? &byte_kernel<false, true>
-                        : &byte_kernel<false, false>;
-  }
-
-  // Rows o .. o + kCols, zeros past the last, of group g.
-  void pack(BytePanel* to, i64 o, i64 g) const {
-    for (int v = 0; v < kCols; v += kLanes) {
-      Group groups[kLanes];
-      for (int r = 0; r < kLanes; ++r)
-        if (o + v + r < O)
-          unpack(groups + r, o + v + r, g);
-        else
-          groups[r] = Group{};
-      __m512i bytes[kLanes][4];
-      for (int r = 0; r < kLanes; ++r)
-        super() ? to_bytes(groups + r, to, v + r, bytes[r]) : keep(groups + r, to, v + r, bytes[r]);
-      for (int c = 0; c < 4; ++c) {
-        vf rows[kLanes];
-#pragma GCC unroll 16
-        for (int r = 0; r < kLanes; ++r) rows[r] = (vf)bytes[r][c];
-        transpose(rows);
-#pragma GCC unroll 16
-        for (int r = 0; r < kLanes; ++r)
-          std::memcpy(to->bytes + ((c * kLanes + r) * kCols + v) * 4, rows + r, sizeof rows[r]);
-      }
-    }
-  }
-  // Asks for part `part` of `parts` of what pack will read.
-  void prefetch(i64 o, i64 g, i64 part, i64 parts) const {
-    const Range lines = split(at_most(kCols, O - o), parts, part);
-    for (i64 r = lines.begin; r < lines.end; ++r)
-      for (i64 i = 0; i < reader.group_bytes + 63; i += 64)
-        __builtin_prefetch(group(o + r, g) + i, 0, 2);
-  }
-
- private:
-  // 64 words as bytes in their order, 128 higher.
-  static TENARAI_ALWAYS __m512i narrow(vs a, vs b, __m512i order) {
-    const __m512i v = _mm512_packs_epi16((__m512i)a, (__m512i)b);
-    return _mm512_xor_si512(_mm512_permutexvar_epi64(order, v), _mm512_set1_epi8(-128));
-  }
-  static TENARAI_ALWAYS __m512i plain_order() { return _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7); }
-
-  // Levels of plain formats are bytes already.
-  void keep(const Group* from, BytePanel* to, int line, __m512i* bytes) const {
-    const __m512i order =
-        reader.layout == Layout::paired ? _mm512_setr_epi64(0, 2, 1, 3, 4, 6, 5, 7) : plain_order();
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; ++c)
-      bytes[c] = narrow(from->words[2 * c], from->words[2 * c + 1], order);
-    for (int j = 0; j < 8; ++j) to->scale[j * kCols + line] = from->scale[j];
-    if (reader.min)
-      for (int j = 0; j < 8; ++j) to->min[j * kCols + line] = from->min[2 * j];
-  }
-
-  // d · words − min, rounded twice: to 15 bits below a bound for the whole group, then to bytes
-  // below the largest of each half.
-  void to_bytes(const Group* from, BytePanel* to, int line, __m512i* bytes) const {
-    constexpr float kFull = 16000.0f;
-    const int shift = 31 - __builtin_clz(static_cast<unsigned>(32767 / reader.most_word));
-    const float d = from->scale[0], most = static_cast<float>(reader.most_word);
-    const float size = d < 0 ? -d : d;
-    const float bound = size * most + (reader.min ? largest(_mm512_load_ps(from->min)) : 0.0f);
-    const float unit = bound > 1e-30f ? kFull / bound : 0.0f;  // 0: what is that small is nothing
-    const __m512i factor = word(d * unit * static_cast<float>(1 << 15 >> shift));
-    __m512i minima = {};
-    if (reader.min)
-      minima = _mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(
-          _mm512_cvtps_epi32(_mm512_load_ps(from->min) * _mm512_set1_ps(unit))));
-    const __m128i left = _mm_cvtsi32_si128(shift);
-    const __m512i halves = _mm512_maskz_set1_epi16(0xffff0000u, 1);
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      __m512i v[4], highest = {};
-#pragma GCC unroll 4
-      for (int c = 0; c < 4; ++c) {
-        const int chunk = 4 * half + c;
-        v[c] = _mm512_mulhrs_epi16(_mm512_sll_epi16((__m512i)from->words[chunk], left), factor);
-        if (reader.min)
-          v[c] = _mm512_sub_epi16(
-              v[c], _mm512_permutexvar_epi16(
-                        _mm512_add_epi16(halves, _mm512_set1_epi16(static_cast<short>(2 * chunk))),
-                        minima));
-        highest = _mm512_max_epi16(highest, _mm512_abs_epi16(v[c]));
-      }
-      const int top = largest_word(highest);
-      const int times = top > 127 ? 127 * 32768 / top : 32767;
-      const __m512i by = _mm512_set1_epi16(static_cast<short>(times));
-#pragma GCC unroll 2
-      for (int c = 0; c < 2; ++c)
-        bytes[2 * half + c] = narrow((vs)_mm512_mulhrs_epi16(v[2 * c], by),
-                                     (vs)_mm512_mulhrs_epi16(v[2 * c + 1], by), plain_order());
-      to->scale[half * kCols + line] = bound / kFull * (32768.0f / static_cast<float>(times));
-    }
-  }
-  // Of sizes; NaN where there is one.
-  static TENARAI_ALWAYS float largest(__m512 v) {
-    const __m512i size = _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fffffff));
-    const int32_t most = _mm512_reduce_max_epi32(size);
-    float max;
-    std::memcpy(&max, &most, 4);
-    return max;
-  }
-  // Of words none of which is negative.
-  static TENARAI_ALWAYS int largest_word(__m512i v) {
-    const __m256i half =
-        _mm256_max_epi16(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
-    const __m128i eight =
-        _mm_max_epi16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-    const __m128i inverse = _mm_xor_si128(eight, _mm_set1_epi32(-1));
-    return 65535 - (_mm_cvtsi128_si32(_mm_minpos_epu16(inverse)) & 0xffff);
-  }
-  static TENARAI_ALWAYS __m512i word(float x) {
-    return _mm512_set1_epi16(static_cast<short>(_mm_cvtss_si32(_mm_set_ss(x))));
-  }
-};
+static ByteKernel choose_byte_kernel(const Reader& reader) {
+  return reader.layout == Layout::super ? &byte_kernel<true, false>
+         : reader.min                   ? &byte_kernel<false, true>
+                                        : &byte_kernel<false, false>;
+}
 
 // y (M, O) = x wᵀ + bias + residual.
 struct ByteProduct {
@@ -293,14 +168,16 @@ struct ByteProduct {
   i64 M;
 
   void rectangle(Range rows, Range outputs, BytePanel* panel) const {
-    const ByteKernel kernel = w.kernel();
+    const ByteKernel kernel = choose_byte_kernel(w.reader);
     const i64 tiles = (rows.end - rows.begin + kTileRows - 1) / kTileRows;
     for (i64 o = outputs.begin; o < outputs.end; o += kCols) {
       const i64 n = at_most(kCols, outputs.end - o);
       for (i64 m = rows.begin; m < rows.end; ++m)
         for (i64 j = 0; j < n; j += kLanes) {
           const i64 lanes = at_most(kLanes, n - j);
-          store_n(forward.c + m * forward.stride + o + j, forward.start(m, o + j, lanes), lanes);
+          const vf v = forward.start(m, o + j, lanes);
+          float* y = forward.c + m * forward.stride + o + j;
+          lanes == kLanes ? store(y, v) : store_n(y, v, lanes);
         }
       for (i64 g = 0; g < x.groups; ++g) {
         w.pack(panel, o, g);

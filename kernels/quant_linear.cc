@@ -123,7 +123,7 @@ void quant_linear_forward(Pool& pool, float* y, const float* x, const uint8_t* w
     const QuantRows rows{reader, w, O, I, row_bytes};
 #if defined(__AVX512VNNI__)
     if (activations == Activations::bytes)
-      return forward_bytes(pool, forward, x, ByteSource{rows}, M);
+      return forward_bytes(pool, forward, x, ByteSource(rows, format), M);
 #endif
     M <= kMostRows ? forward_few(pool, forward, x, rows, M)
                    : forward_many(pool, forward, x, PanelSource{rows}, M);

@@ -104,15 +104,17 @@ TENARAI_INLINE void set_minima(float* min, float dmin, sixteen_bytes z) {
 #endif
 }
 // The six-bit s and z of Q4_K and Q5_K (quant_unpack.h), eight at a time in a 64-bit number.
+TENARAI_INLINE void six_bits(const uint8_t* packed, uint64_t* s, uint64_t* z) {
+  const uint32_t low = load_u32(packed), middle = load_u32(packed + 4), high = load_u32(packed + 8);
+  *s = (low & 0x3f3f3f3f) |
+       static_cast<uint64_t>((high & 0x0f0f0f0f) | (low >> 2 & 0x30303030)) << 32;
+  *z = (middle & 0x3f3f3f3f) |
+       static_cast<uint64_t>((high >> 4 & 0x0f0f0f0f) | (middle >> 2 & 0x30303030)) << 32;
+}
 template <class FourOrFive>
 TENARAI_INLINE void six_bit_scales(const FourOrFive& b, Scales32* s, float* min) {
-  const uint32_t low = load_u32(b.scale), middle = load_u32(b.scale + 4),
-                 high = load_u32(b.scale + 8);
-  const uint64_t s8 = (low & 0x3f3f3f3f) |
-                      static_cast<uint64_t>((high & 0x0f0f0f0f) | (low >> 2 & 0x30303030)) << 32;
-  const uint64_t z8 = (middle & 0x3f3f3f3f) |
-                      static_cast<uint64_t>((high >> 4 & 0x0f0f0f0f) | (middle >> 2 & 0x30303030))
-                          << 32;
+  uint64_t s8, z8;
+  six_bits(b.scale, &s8, &z8);
   set_pairs<0>(s, s8);
   const sixteen_bytes z = (sixteen_bytes)two_longs{z8, 0};
   set_minima(min, from_half(b.dmin),
