@@ -392,7 +392,7 @@ def test_llm_c_cannot_hold_it(rng, tmp_path):
     model = Llama(LlamaConfig(**ODD))
     opened = Model(model, random_weights(model, rng, np.float32), ops=reference)
     with pytest.raises(tenarai.TenaraiError, match="holds GPT-2 only, this is a Llama"):
-        opened.save(tmp_path / "m.bin")
+        opened.save(tmp_path / "m.bin", target="llmc")
 
 
 def test_flops_are_those_that_gpt2_counts():

@@ -156,11 +156,18 @@ def test_quantised_weights_with_float_activations(name):
     assert np.linalg.norm(logits - expected) / np.linalg.norm(expected) < 1e-4
 
 
+# Of activations: the largest error of the perplexity and of the logits, relative. llama.cpp, whose
+# activations are bytes, is off by 2.5 % of the logits on the first model.
+ROUNDED = {"words": (5e-4, 3e-3), "bytes": (5e-3, 0.07)}
+
+
+@pytest.mark.parametrize("activations", ROUNDED)
 @pytest.mark.parametrize("name", NAMES)
-def test_quantised_weights_with_rounded_activations(name):
-    """The default: fastest, and off by the rounding of activations to 8 bits."""
-    model = tenarai.load(real(name), threads=2)
+def test_quantised_weights_with_rounded_activations(name, activations):
+    model = tenarai.load(real(name), threads=2, activations=activations)
     tokens, expected = truth(name)
     logits = model.logits(tokens)[0]
-    assert perplexity(logits, tokens) == pytest.approx(perplexity(expected, tokens), rel=0.01)
-    assert np.linalg.norm(logits - expected) / np.linalg.norm(expected) < 0.05
+    off_perplexity, off_logits = ROUNDED[activations]
+    wanted = perplexity(expected, tokens)
+    assert perplexity(logits, tokens) == pytest.approx(wanted, rel=off_perplexity)
+    assert np.linalg.norm(logits - expected) / np.linalg.norm(expected) < off_logits

@@ -91,7 +91,8 @@ def test_out_is_where_the_result_goes(case: Case, rng: np.random.Generator) -> N
 
 def test_every_op_has_a_case() -> None:
     ops = {name.removesuffix("_forward") for name in dir(reference) if name.endswith("_forward")}
-    assert ops == {case.name.split("-")[0] for case in CASES}
+    with_fixed_routing = {"route", "experts"}  # in test_experts.py
+    assert ops == {case.name.split("-")[0] for case in CASES} | with_fixed_routing
     assert all(hasattr(reference, op + "_backward") for op in ops)
 
 

@@ -19,8 +19,6 @@ from .arena import Arena
 from .attention_options import AttentionOptions
 from .fast_linear_attention import LinearAttention
 from .gradient import Unwritten, cleared, wanted
-from .reference import experts as reference_experts
-from .reference import muon
 
 try:
     from .. import _kernels
@@ -189,10 +187,14 @@ class Fast(LinearAttention):
     # Mixture of experts
 
     def route_forward(self, logits, k, *, normalise=True, balance=0.0):
-        return reference_experts.route_forward(logits, k, normalise=normalise, balance=balance)
+        from .reference.experts import route_forward
+
+        return route_forward(logits, k, normalise=normalise, balance=balance)
 
     def route_backward(self, dweights, saved):
-        return reference_experts.route_backward(dweights, saved)
+        from .reference.experts import route_backward
+
+        return route_backward(dweights, saved)
 
     def experts_forward(self, x, weights, experts, gates, ups, downs):
         return expert_rows.forward(self, x, weights, experts, gates, ups, downs)
@@ -441,10 +443,14 @@ class Fast(LinearAttention):
         self._run("adamw_step", p, g, m, v, lr, beta1, beta2, eps, weight_decay, step, grad_scale)
 
     def muon_step(self, p, g, m, **settings):
-        muon.muon_step(p, g, m, **settings, products=(self._by_transpose, self._plain))
+        from .reference.muon import muon_step
+
+        muon_step(p, g, m, **settings, products=(self._by_transpose, self._plain))
 
     def newton_schulz(self, u):
-        return muon.newton_schulz(u, (self._by_transpose, self._plain))
+        from .reference.muon import newton_schulz
+
+        return newton_schulz(u, (self._by_transpose, self._plain))
 
     def _by_transpose(self, a, b):
         return self.linear_forward(a, b)[0]
