@@ -156,9 +156,9 @@ def test_quantised_weights_with_float_activations(name):
     assert np.linalg.norm(logits - expected) / np.linalg.norm(expected) < 1e-4
 
 
-# Of activations: the largest error of the perplexity and of the logits, relative. llama.cpp, whose
-# activations are bytes, is off by 2.5 % of the logits on the first model.
-ROUNDED = {"words": (5e-4, 3e-3), "bytes": (5e-3, 0.07)}
+# Of activations: the largest error of the perplexity and of the logits, relative. Words are the
+# default, and keep the perplexity within 0.5 %; bytes do not on the second model's text (1.4 %).
+ROUNDED = {"words": (5e-3, 1e-2), "bytes": (2e-2, 0.07)}
 
 
 @pytest.mark.parametrize("activations", ROUNDED)

@@ -33,7 +33,7 @@ class InferBenchmark:
     sequences: int = 1
     threads: int = 2
     rounds: int = 3
-    activations: str = "bytes"
+    activations: str = "words"
     llama_cpp: bool = False
 
 

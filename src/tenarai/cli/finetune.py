@@ -79,7 +79,7 @@ def finetune(
     as_json: bool,
     **flags: Any,
 ) -> int:
-    """Train a model on with DATA: all of its weights, or an adapter on it (--lora)."""
+    """Fine-tune a model on DATA: all of its weights, or an adapter on it (--lora)."""
     from tenarai.finetune.run import finetune as run
     from tenarai.train.report import Report
 

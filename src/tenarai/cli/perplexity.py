@@ -21,7 +21,7 @@ Examples:
   tenarai perplexity -m phi-3-mini-q4.gguf -f wiki.test.txt -c 512
       perplexity with its standard error, every token counted once
   tenarai perplexity -m smollm2 -f text.txt --kl-vs smollm2 --json
-      what rounding activations to 8 bits costs: against the same weights, exactly
+      what rounding activations to 12 bits costs: against the same weights, exactly
   tenarai perplexity -m model-q4.gguf -f text.txt --kl-base f16.base --windows halves
       against what another model said, saved before with --save-base f16.base
 
