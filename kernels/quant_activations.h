@@ -77,9 +77,8 @@ static inline void round_group(int16_t* q, float* scale, float* sums, const floa
 }
 
 // Rows [begin, end) of x (M, I), rounded to at most `limit`, with `terms` sums a group (8 or 16).
-static inline void round_activations(const WordRows& to, const float* x, i64 I, i64 begin,
-                                     i64 end, bool paired, int32_t limit = kMost,
-                                     i64 terms = kSums) {
+static inline void round_activations(const WordRows& to, const float* x, i64 I, i64 begin, i64 end,
+                                     bool paired, int32_t limit = kMost, i64 terms = kSums) {
   for (i64 m = begin; m < end; ++m)
     for (i64 g = 0; g < to.groups; ++g) {
       const i64 at = g * to.M + m, i = g * kGroup;

@@ -106,8 +106,8 @@ TENARAI_INLINE void set_minima(float* min, float dmin, sixteen_bytes z) {
 // The six-bit s and z of Q4_K and Q5_K (quant_unpack.h), eight at a time in a 64-bit number.
 TENARAI_INLINE void six_bits(const uint8_t* packed, uint64_t* s, uint64_t* z) {
   const uint32_t low = load_u32(packed), middle = load_u32(packed + 4), high = load_u32(packed + 8);
-  *s = (low & 0x3f3f3f3f) |
-       static_cast<uint64_t>((high & 0x0f0f0f0f) | (low >> 2 & 0x30303030)) << 32;
+  *s = (low & 0x3f3f3f3f) | static_cast<uint64_t>((high & 0x0f0f0f0f) | (low >> 2 & 0x30303030))
+                                << 32;
   *z = (middle & 0x3f3f3f3f) |
        static_cast<uint64_t>((high >> 4 & 0x0f0f0f0f) | (middle >> 2 & 0x30303030)) << 32;
 }
