@@ -194,7 +194,8 @@ def test_a_broken_newest_checkpoint_is_told(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_ctrl_c_prints_the_timings_and_is_130(model):
     program = subprocess.Popen(
-        [sys.executable, "-m", "tenarai", "run", "-m", model, "-p", "ab", "-n", "-1"],
+        [sys.executable, "-m", "tenarai", "run", "-m", model, "-p", "ab", "-n", "-1",
+         "--context-shift"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert program.stdout.read(40)  # it writes
