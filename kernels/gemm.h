@@ -69,6 +69,21 @@ static void add_row_sums(float* sums, const float* panels, i64 m, i64 K) {
   }
 }
 
+// Where a panel of B lies, and its size.
+struct PlaceOfB {
+  i64 j, columns, k, depth;
+};
+
+// The one of `width` columns after column j0 and k0, in one block of rows.
+static inline PlaceOfB next_panel(Range columns, i64 j0, i64 width, i64 k0, i64 depth, i64 K) {
+  i64 j = j0 + width, k = k0;
+  if (j >= columns.end) {
+    j = columns.begin;
+    k = k0 + depth < K ? k0 + depth : 0;
+  }
+  return {j, at_most(width, columns.end - j), k, at_most(depth, K - k)};
+}
+
 // What one product needs to know. The epilogue has
 //   vf start(i, j, n)           what the sum over k is added to: n elements of row i from column j
 //   vf finish(vf, i, j, n)      the element that is stored, from the sum
@@ -112,30 +127,16 @@ struct Product {
         for (i64 j0 = columns.begin; j0 < columns.end; j0 += kCols) {
           const i64 n = at_most(kCols, columns.end - j0);
           b.template pack<kCols>(b_panel, j0, n, k0, k);
-          const Panel next = next_panel(columns, j0, k0, depth);
+          const PlaceOfB next = next_panel(columns, j0, kCols, k0, depth, K);
           strip(a_panels, b_panel, i0, m, j0, n, k, k0 == 0, k0 + k == K, next);
         }
       }
     }
   }
 
-  // A panel of B: its place and size.
-  struct Panel {
-    i64 j, columns, k, depth;
-  };
-  // The one after column j0 and k0, in this block of rows.
-  Panel next_panel(Range columns, i64 j0, i64 k0, i64 depth) const {
-    i64 j = j0 + kCols, k = k0;
-    if (j >= columns.end) {
-      j = columns.begin;
-      k = k0 + depth < K ? k0 + depth : 0;
-    }
-    return {j, at_most(kCols, columns.end - j), k, at_most(depth, K - k)};
-  }
-
   // All rows of the block times one panel of B.
   void strip(const float* a_panels, const float* b_panel, i64 i0, i64 m, i64 j0, i64 n, i64 k,
-             bool first, bool last, Panel next) const {
+             bool first, bool last, PlaceOfB next) const {
     const i64 tiles = (m + kRows - 1) / kRows;
     const bool streams = Epilogue::kStreams && first && last && n == kCols && aligned();
     alignas(64) float tile[kRows * kCols];

@@ -3,8 +3,9 @@
 // A step of the product takes kPairRows rows of A and kPairCols columns of B, and a block of k.
 // Each is cut in two, so that there are four quadrants of A, of B and of the tile of C:
 //
-//   M1 = (A11 + A22)(B11 + B22)   M2 = (A21 + A22) B11   M3 = A11 (B12 − B22)   M4 = A22 (B21 −
-//   B11) M5 = (A11 + A12) B22   M6 = (A21 − A11)(B11 + B12)   M7 = (A12 − A22)(B21 + B22)
+//   M1 = (A11 + A22)(B11 + B22)   M2 = (A21 + A22) B11   M3 = A11 (B12 − B22)
+//   M4 = A22 (B21 − B11)          M5 = (A11 + A12) B22
+//   M6 = (A21 − A11)(B11 + B12)   M7 = (A12 − A22)(B21 + B22)
 //
 //   C11 += M1 + M4 − M5 + M7   C12 += M3 + M5   C21 += M2 + M4   C22 += M1 − M2 + M3 + M6
 //
@@ -97,23 +98,10 @@ struct SevenProducts {
           const i64 n = at_most(kPairCols, columns.end - j0);
           pack_b(b_panels, j0, n, k0, low, k - low);
           strip(a_panels, b_panels, i0, m, j0, n, low, k0 == 0, k0 + k == K,
-                next(columns, j0, k0, depth));
+                next_panel(columns, j0, kPairCols, k0, depth, K));
         }
       }
     }
-  }
-
-  // A panel of B: its place and size.
-  struct Panel {
-    i64 j, columns, k, depth;
-  };
-  Panel next(Range columns, i64 j0, i64 k0, i64 depth) const {
-    i64 j = j0 + kPairCols, k = k0;
-    if (j >= columns.end) {
-      j = columns.begin;
-      k = k0 + depth < K ? k0 + depth : 0;
-    }
-    return {j, at_most(kPairCols, columns.end - j), k, at_most(depth, K - k)};
   }
 
   // Lines are packed kGroup at a time, because a row of memory that gives more is read faster.
@@ -173,7 +161,7 @@ struct SevenProducts {
 
   // All rows of the block times one strip of B.
   void strip(const float* a_panels, const float* b_panels, i64 i0, i64 m, i64 j0, i64 n, i64 k,
-             bool first, bool last, Panel next) const {
+             bool first, bool last, PlaceOfB next) const {
     const i64 left = at_most(half_of(n), n), tiles = (m + kPairRows - 1) / kPairRows;
     const bool streams = Epilogue::kStreams && first && last && n == kPairCols && aligned();
     const MicroKernel kernel = choose_micro_kernel(kRows, left);

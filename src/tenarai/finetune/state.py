@@ -64,14 +64,4 @@ class TuningState(State):
             raise CheckpointError(
                 f"{checkpoint.path}: is no checkpoint of this fine-tuning: start anew (--out)"
             )
-        for group, weights in self._groups().items():
-            for name, array in weights.items():
-                checkpoint.read(f"{group}/{name}", array)
-        try:
-            self.loader.restore(meta["loader"])
-            self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
-            self.val_loss = meta["val_loss"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{checkpoint.path}: its state cannot be read ({error!r}): use another checkpoint"
-            ) from error
+        self._read(checkpoint)

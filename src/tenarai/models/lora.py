@@ -18,7 +18,7 @@ from tenarai.ops.gradient import FROZEN, Gradient
 from tenarai.ops.lora import LoraGradient, LoraWeight
 from tenarai.quant import Format, QuantTensor
 
-from .table import Param, Weight
+from .table import Expanded, NamedWeights, Param, Weight
 
 Array = np.ndarray
 A, B = ".lora_a", ".lora_b"
@@ -90,7 +90,7 @@ def adapter_table(params: Sequence[Param], rank: int) -> tuple[Param, ...]:
     return tuple(table)
 
 
-class Adapted(Mapping[str, Any]):
+class Adapted(NamedWeights):
     """A model's weights, `base`, with an adapter: LoraWeights where it has one.
 
     `scale` and `dropout` are all layers'; `scales`, by weight's name, of those that differ.
@@ -103,9 +103,8 @@ class Adapted(Mapping[str, Any]):
         config: LoraConfig,
         scales: Mapping[str, float] | None = None,
     ):
+        super().__init__(base.table, base)
         self.base, self.adapter, self.config = base, adapter, config
-        self.table = base.table
-        self._weights: dict[str, Any] = dict(base)
         for site, p in enumerate(linear_layers(base.table)):
             stem = p.name.removesuffix(".weight")
             if stem + A in adapter:
@@ -114,25 +113,6 @@ class Adapted(Mapping[str, Any]):
                 self._weights[p.name] = LoraWeight(
                     base[p.name], a, b, scale, config.dropout, site, p.name in FIRST
                 )
-        self._scopes: dict[str, dict[str, Any]] = {}
-
-    def __getitem__(self, name: str) -> Any:
-        return self._weights[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)
-
-    def scope(self, prefix: str) -> dict[str, Any]:
-        """The weights whose names begin with `prefix`, by the rest of their names."""
-        if prefix not in self._scopes:
-            n = len(prefix)
-            self._scopes[prefix] = {
-                k[n:]: v for k, v in self._weights.items() if k.startswith(prefix)
-            }
-        return self._scopes[prefix]
 
     @property
     def count(self) -> int:
@@ -176,22 +156,7 @@ class Merged(Mapping[str, Weight]):
         return int(self._weights.base.count)
 
     def expanded(self) -> Mapping[str, Array]:
-        return _Expanded(self)
-
-
-class _Expanded(Mapping[str, Array]):
-    def __init__(self, weights: Mapping[str, Weight]):
-        self._weights = weights
-
-    def __getitem__(self, name: str) -> Array:
-        w = self._weights[name]
-        return w.dequantize() if isinstance(w, QuantTensor) else w
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)
+        return Expanded(self)
 
 
 class AdapterGradients(Mapping[str, Any]):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -136,17 +137,14 @@ class Weights(Mapping[str, np.ndarray]):
         return sum(param.size for param in self.table)
 
 
-class FileWeights(Mapping[str, Weight]):
-    """The weights of a table as they lie in a file: float32 arrays and quantised tensors.
+class NamedWeights(Mapping[str, Any]):
+    """The weights of a table by name, of whatever kind each is."""
 
-    What a model needs to run, and no more: they are not trained.
-    """
-
-    def __init__(self, table: Sequence[Param], weights: Mapping[str, Weight]):
+    def __init__(self, table: Sequence[Param], weights: Mapping[str, Any]):
         self.table, self._weights = tuple(table), dict(weights)
-        self._scopes: dict[str, dict[str, Weight]] = {}
+        self._scopes: dict[str, dict[str, Any]] = {}
 
-    def __getitem__(self, name: str) -> Weight:
+    def __getitem__(self, name: str) -> Any:
         return self._weights[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -155,7 +153,7 @@ class FileWeights(Mapping[str, Weight]):
     def __len__(self) -> int:
         return len(self._weights)
 
-    def scope(self, prefix: str) -> dict[str, Weight]:
+    def scope(self, prefix: str) -> dict[str, Any]:
         """The weights whose names begin with `prefix`, by the rest of their names."""
         if prefix not in self._scopes:
             n = len(prefix)
@@ -169,6 +167,13 @@ class FileWeights(Mapping[str, Weight]):
         """How many numbers the weights hold."""
         return sum(param.size for param in self.table)
 
+
+class FileWeights(NamedWeights):
+    """The weights of a table as they lie in a file: float32 arrays and quantised tensors.
+
+    What a model needs to run, and no more: they are not trained.
+    """
+
     @property
     def quantised(self) -> str | None:
         """The name of a weight that is no float32 array, if there is one."""
@@ -176,10 +181,12 @@ class FileWeights(Mapping[str, Weight]):
 
     def expanded(self) -> Mapping[str, np.ndarray]:
         """The weights in float32, each made when it is asked for."""
-        return _Expanded(self._weights)
+        return Expanded(self._weights)
 
 
-class _Expanded(Mapping[str, np.ndarray]):
+class Expanded(Mapping[str, np.ndarray]):
+    """Weights in float32, each made when it is asked for."""
+
     def __init__(self, weights: Mapping[str, Weight]):
         self._weights = weights
 

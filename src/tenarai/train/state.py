@@ -75,6 +75,11 @@ class State:
                 f"{checkpoint.path}: was trained with another tokenizer than the data's is now: "
                 "was the text changed? Start a new run (--out)"
             )
+        self._read(checkpoint)
+
+    def _read(self, checkpoint: Checkpoint) -> None:
+        """The arrays and the place. Raises CheckpointError where either is damaged."""
+        meta = checkpoint.meta
         for group, weights in self._groups().items():
             for name, array in weights.items():
                 checkpoint.read(f"{group}/{name}", array)
