@@ -2,7 +2,7 @@
 // a time (AVX-512 VNNI). Weights are expanded into panels of bytes, activations are rounded to
 // bytes:
 //
-//     x[i] ≈ x_scale[i / 32] · q[i]                  |q| <= 127
+//     x[i] ≈ x_scale[i / 32] · q[i]                  |q| <= 127, or x[i] itself, one of 32
 //     w[i] ≈ scale[i / 128] · (u[i] − 128)           K formats, 0 <= u < 256
 //     w[i] = scale[i / 32] · (u[i] − 128) − min[i / 32]   plain formats, exactly
 //
@@ -14,9 +14,11 @@
 //           micro-kernel: sums of 32 products in integers, kTileRows × kCols in registers,
 //           each times x_scale into floats; y += scale · those
 //
-// Blocks of 32 activations keep what lies beside an outlier; 128 weights a scale cost a quarter of
-// the conversions that 32 would, and what rounding them adds is less than what finer blocks of
-// activations spare (docs/LOG.md). A row of y is the same whatever other rows there are.
+// Real models have activations that are much larger than all around them. Where the largest of 32
+// is more than kApart times every other it is left out and multiplied by itself, so the others
+// keep their bits: of the KL divergence of Gemma 3 a quarter is left (docs/LOG.md). 128 weights a
+// scale cost a quarter of the conversions that 32 would. A row of y is the same whatever other rows
+// there are.
 #pragma once
 
 #include "quant_byte_panels.h"
@@ -27,18 +29,22 @@ namespace tenarai {
 namespace TENARAI_ISA {
 
 constexpr i64 kTileRows = 4;
+constexpr float kApart = 2;
 
 // M rows of activations, group by group, and zeros up to a multiple of kTileRows.
 struct ByteRows {
   i64 M, groups;
   int8_t* q;       // (groups, M, 256)
   float* scale;    // (groups, M, 8)
-  float* sums;     // (groups, M, 8): scale · Σ q
+  float* sums;     // (groups, M, 8): Σ x as rounded
   int32_t* start;  // (groups, M, 8): −128 Σ q, because weights are stored 128 higher
+  float* outlier;  // (groups, M, 8): the activation that stands apart
+  uint8_t* place;  // (groups, M, 8): where in its block
+  uint8_t* which;  // (groups, M): bit j: block j has one
 
   static size_t bytes(i64 M, i64 I) {
-    const i64 rows = round_up(M, kTileRows);
-    return static_cast<size_t>(WordRows::groups_of(I) * rows) * (kGroup + kBlocks * 12);
+    const i64 rows = WordRows::groups_of(I) * round_up(M, kTileRows);
+    return static_cast<size_t>(round_up(rows * (kGroup + kBlocks * 17 + 1), 64));
   }
   ByteRows(void* memory, i64 rows, i64 I)
       : M(round_up(rows, kTileRows)), groups(WordRows::groups_of(I)) {
@@ -46,32 +52,54 @@ struct ByteRows {
     scale = reinterpret_cast<float*>(q + groups * M * kGroup);
     sums = scale + groups * M * kBlocks;
     start = reinterpret_cast<int32_t*>(sums + groups * M * kBlocks);
+    outlier = reinterpret_cast<float*>(start + groups * M * kBlocks);
+    place = reinterpret_cast<uint8_t*>(outlier + groups * M * kBlocks);
+    which = place + groups * M * kBlocks;
   }
 
   // Rows [begin, end) of x (rows, I).
   void round(const float* x, i64 I, i64 rows, i64 begin, i64 end) const {
     for (i64 m = begin; m < end; ++m)
-      for (i64 i = 0; i < groups * kGroup; i += kBlock) {
-        const i64 at = (i / kGroup * M + m) * kBlocks + i % kGroup / kBlock;
-        const i64 n = m < rows ? at_most(kBlock, I - i) : 0;
-        round_block(at, x + m * I + i, n < 0 ? 0 : n);
+      for (i64 g = 0; g < groups; ++g) {
+        int apart = 0;
+        for (int j = 0; j < kBlocks; ++j) {
+          const i64 i = g * kGroup + j * kBlock, n = m < rows ? at_most(kBlock, I - i) : 0;
+          apart |= round_block((g * M + m) * kBlocks + j, x + m * I + i, n < 0 ? 0 : n) << j;
+        }
+        which[g * M + m] = static_cast<uint8_t>(apart);
       }
   }
 
  private:
   // The largest is found as an integer, so that a NaN is larger than all and makes the scale NaN.
-  void round_block(i64 at, const float* x, i64 n) const {
+  static TENARAI_ALWAYS float largest(__m512 a, __m512 b) {
+    const int32_t most =
+        _mm512_reduce_max_epi32(_mm512_max_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+    float max;
+    std::memcpy(&max, &most, 4);
+    return max;
+  }
+  // Whether one of them stands apart.
+  bool round_block(i64 at, const float* x, i64 n) const {
     const auto mask = [n](i64 from) {
       const i64 left = n - from;
       return static_cast<__mmask16>(left >= 16 ? 0xffff : left > 0 ? (1 << left) - 1 : 0);
     };
-    const __m512 a = _mm512_maskz_loadu_ps(mask(0), x), b = _mm512_maskz_loadu_ps(mask(16), x + 16);
-    const __m512i size = _mm512_set1_epi32(0x7fffffff);
-    const int32_t most =
-        _mm512_reduce_max_epi32(_mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(a), size),
-                                                 _mm512_and_si512(_mm512_castps_si512(b), size)));
-    float max;
-    std::memcpy(&max, &most, 4);
+    __m512 a = _mm512_maskz_loadu_ps(mask(0), x), b = _mm512_maskz_loadu_ps(mask(16), x + 16);
+    float max = largest(_mm512_abs_ps(a), _mm512_abs_ps(b));
+    const __m512 bound = _mm512_set1_ps(max * (1 / kApart));
+    const __mmask16 of_a = _mm512_cmp_ps_mask(_mm512_abs_ps(a), bound, _CMP_GE_OQ),
+                    of_b = _mm512_cmp_ps_mask(_mm512_abs_ps(b), bound, _CMP_GE_OQ);
+    const uint32_t large = of_a | static_cast<uint32_t>(of_b) << 16;
+    const bool apart = large != 0 && (large & (large - 1)) == 0;
+    outlier[at] = 0;
+    if (apart) {
+      place[at] = static_cast<uint8_t>(__builtin_ctz(large));
+      outlier[at] = x[place[at]];
+      a = _mm512_maskz_mov_ps(static_cast<__mmask16>(~of_a), a);
+      b = _mm512_maskz_mov_ps(static_cast<__mmask16>(~of_b), b);
+      max = largest(_mm512_abs_ps(a), _mm512_abs_ps(b));
+    }
     const __m512 inverse = _mm512_set1_ps(max > 1e-30f ? 127.0f / max : 0.0f);
     const __m512i p = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)),
                   r = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
@@ -79,19 +107,24 @@ struct ByteRows {
     _mm_storeu_si128((__m128i*)(q + at * kBlock + 16), _mm512_cvtsepi32_epi8(r));
     const int32_t sum = _mm512_reduce_add_epi32(_mm512_add_epi32(p, r));
     scale[at] = max / 127.0f;
-    sums[at] = scale[at] * static_cast<float>(sum);
+    sums[at] = scale[at] * static_cast<float>(sum) + outlier[at];
     start[at] = -128 * sum;
+    return apart;
   }
 };
 
-// y (kTileRows, kCols), `stride` apart, += a group of rows of x times a panel. x, scale, sums and
-// start are those of the first row.
+// y (kTileRows, kCols), `stride` apart, += the group of rows `row` .. of x times a panel.
 template <bool kSuper, bool kMin>
-static void byte_kernel(float* y, i64 stride, const int8_t* x, const float* x_scale,
-                        const float* x_sums, const int32_t* start, const BytePanel& panel) {
+static void byte_kernel(float* y, i64 stride, const ByteRows& rows, i64 row,
+                        const BytePanel& panel) {
 #define TENARAI_TILE(X) X(0) X(1) X(2) X(3)
   const uint8_t* w = panel.bytes;
   const float* scale = panel.scale;
+  const int8_t* x = rows.q + row * kGroup;
+  const float *x_scale = rows.scale + row * kBlocks, *x_sums = rows.sums + row * kBlocks;
+  const int32_t* start = rows.start + row * kBlocks;
+  uint32_t apart;  // a byte a row
+  std::memcpy(&apart, rows.which + row, sizeof apart);
   const auto at = [](const auto* p) __attribute__((always_inline)) { return _mm512_load_si512(p); };
   constexpr int kParts = kSuper ? 2 : 1;  // of a group, that have sums in floats of their own
   for (int part = 0; part < kParts; ++part) {
@@ -135,6 +168,23 @@ static void byte_kernel(float* y, i64 stride, const int8_t* x, const float* x_sc
 #undef FINISH
 #undef SCALE
     }
+    if (const uint32_t here = apart >> part * 4 & (kSuper ? 0x0f0f0f0fu : ~0u)) {
+#define FINISH(i)                                                                              \
+  for (uint32_t left = here >> 8 * i & 255; left; left &= left - 1) {                          \
+    const int j = __builtin_ctz(left) + part * 4, place = rows.place[(row + i) * kBlocks + j]; \
+    const uint8_t* from = panel.bytes + (j * 8 + place / 4) * 4 * kCols;                       \
+    const __m512i pick = _mm512_set1_epi32(1 << place % 4 * 8);                                \
+    const __m512 t = _mm512_set1_ps(rows.outlier[(row + i) * kBlocks + j]);                    \
+    const auto add = [&](__m512 f, int v) __attribute__((always_inline)) {                     \
+      const __m512i u = _mm512_dpbusd_epi32(_mm512_set1_epi32(-128), at(from + 64 * v), pick); \
+      return _mm512_fmadd_ps(_mm512_cvtepi32_ps(u),                                            \
+                             kSuper ? t : t * _mm512_load_ps(scale + j * kCols + 16 * v), f);  \
+    };                                                                                         \
+    f##i##0 = add(f##i##0, 0), f##i##1 = add(f##i##1, 1), f##i##2 = add(f##i##2, 2);           \
+  }
+      TENARAI_TILE(FINISH)
+#undef FINISH
+    }
     const float* of_part = scale + part * kCols;
 #define ADD(i, v)                                                                                 \
   {                                                                                               \
@@ -151,8 +201,7 @@ static void byte_kernel(float* y, i64 stride, const int8_t* x, const float* x_sc
   }
 #undef TENARAI_TILE
 }
-using ByteKernel = void (*)(float*, i64, const int8_t*, const float*, const float*, const int32_t*,
-                            const BytePanel&);
+using ByteKernel = void (*)(float*, i64, const ByteRows&, i64, const BytePanel&);
 
 static ByteKernel choose_byte_kernel(const Reader& reader) {
   return reader.layout == Layout::super ? &byte_kernel<true, false>
@@ -195,10 +244,8 @@ struct ByteProduct {
   void tile(ByteKernel kernel, const BytePanel& panel, i64 m, i64 rows, i64 o, i64 n, i64 g) const {
     const i64 at = g * x.M + m;
     float* y = forward.c + m * forward.stride + o;
-    const auto multiply = [&](float* to, i64 stride) __attribute__((always_inline)) {
-      kernel(to, stride, x.q + at * kGroup, x.scale + at * kBlocks, x.sums + at * kBlocks,
-             x.start + at * kBlocks, panel);
-    };
+    const auto multiply = [&](float* to, i64 stride)
+                              __attribute__((always_inline)) { kernel(to, stride, x, at, panel); };
     if (rows == kTileRows && n == kCols) {
       for (i64 i = 0; i < kTileRows; ++i) {  // needed when the first sums are done, or next
         for (i64 j = 0; j < kCols; j += 16) __builtin_prefetch(y + i * forward.stride + j, 1);

@@ -2,8 +2,8 @@
 // holds them, at any address.
 //
 // Words: x as whole numbers of 12 bits and more (quant_activations.h), products in integers. Bytes:
-// of 8 bits (quant_bytes.h). Float32: w in float32, a piece at a time (quant_rows.h). But for
-// bytes, a weight is read once for few rows of x.
+// of 8 bits (quant_bytes.h), and words for few rows. Float32: w in float32, a piece at a time
+// (quant_rows.h). For few rows of x a weight is read once.
 #include "ops.h"
 #include "parts.h"
 #include "quant_bytes.h"
@@ -122,7 +122,7 @@ void quant_linear_forward(Pool& pool, float* y, const float* x, const uint8_t* w
     const Reader reader = reader_of<decltype(sample)>();
     const QuantRows rows{reader, w, O, I, row_bytes};
 #if defined(__AVX512VNNI__)
-    if (activations == Activations::bytes)
+    if (activations == Activations::bytes && M > kMostRows)
       return forward_bytes(pool, forward, x, ByteSource(rows, format), M);
 #endif
     M <= kMostRows ? forward_few(pool, forward, x, rows, M)

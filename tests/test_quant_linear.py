@@ -117,6 +117,22 @@ def test_few_rows_are_rounded_finer_than_bytes(isa, name):
     assert (np.abs(y - x.astype(np.float64) @ w.T) <= bound).all()
 
 
+@pytest.mark.parametrize("isa, name", cases(["Q8_0", "Q4_1", "Q5_0"]))
+def test_in_bytes_an_outlier_leaves_its_neighbours_their_bits(isa, name):
+    """One of 32 activations is larger by a thousand: the others are rounded as if it were not."""
+    ops = fast(1, isa, None, "bytes")
+    q, w = weight(name, 37, 576)
+    x = np.random.default_rng(1).uniform(-1, 1, (33, 576)).astype(np.float32)
+    rest = x.copy()
+    for m in range(33):
+        for i in range(0, 576, 32):
+            x[m, i + (m + i // 32) % 32] *= 1000
+            rest[m, i + (m + i // 32) % 32] = 0
+    y, _ = ops.linear_forward(x, q)
+    bound = float_bound(x, w) + rounding_bound(rest, w)
+    assert (np.abs(y - x.astype(np.float64) @ w.T) <= bound).all()
+
+
 @pytest.mark.parametrize("isa, name", cases(["Q4_K", "Q6_K", "Q4_1"]))
 @pytest.mark.parametrize("activations", ACTIVATIONS)
 def test_rows_have_the_same_bits_alone_in_company_and_on_any_threads(isa, name, activations):

@@ -48,7 +48,7 @@ def load(
     *,
     context: int | None = None,
     tokenizer: PathName | None = None,
-    activations: str = "words",
+    activations: str = "bytes",
     threads: int | None = None,
     ops: Any = None,
     lora: PathName | None = None,
@@ -58,9 +58,9 @@ def load(
 
     `context` is the longest text that will be asked for, the model's own by default; a model that
     was stretched to long texts (Phi-3 of 128k) is truer to short ones when it is opened for them.
-    `activations` are those of products with quantised weights: "words" have 12 bits and more,
-    "bytes" 8 in prompts, as other engines have it: faster, and a hundred times further from exact;
-    "float32" are exact but for rounding.
+    `activations` are those of products with quantised weights: "bytes" have 8 bits in prompts and
+    12 and more where tokens are written; "words" 12 and more everywhere, nearer to exact and in
+    prompts slower; "float32" are exact but for rounding.
     `threads` are those of the kernels (one a core by default); `ops` takes other operations,
     such as `tenarai.ops.reference`, which needs no compiled core. A tokenizer is opened where one
     lies in or beside the weights; `tokenizer` names another. `lora` puts an adapter on it: a PEFT
@@ -133,7 +133,7 @@ class Model:
         *,
         metadata: Mapping[str, Any] | None = None,
         folder: Path | None = None,
-        activations: str = "words",
+        activations: str = "bytes",
         threads: int | None = None,
         ops: Any = None,
     ):

@@ -35,7 +35,7 @@ class TenaraiLM(LM):
         model: str,
         context: int | None = None,
         tokenizer: str | None = None,
-        activations: str = "words",
+        activations: str = "bytes",
         threads: int | None = None,
         lora: str | None = None,
         batch_size: Any = None,

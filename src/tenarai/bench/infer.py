@@ -33,7 +33,7 @@ class InferBenchmark:
     sequences: int = 1
     threads: int = 2
     rounds: int = 3
-    activations: str = "words"
+    activations: str = "bytes"
     llama_cpp: bool = False
 
 

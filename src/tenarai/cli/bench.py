@@ -138,7 +138,7 @@ def ops(threads: int | None, only: str, vs: str | None, isa: str | None, as_json
 @threads_option
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True,
               help="Measured, after one that is not.")  # fmt: skip
-@click.option("--activations", type=click.Choice(ACTIVATIONS), default="words",
+@click.option("--activations", type=click.Choice(ACTIVATIONS), default="bytes",
               show_default=True)  # fmt: skip
 @click.option("--vs", type=click.Choice(["none", "llama-cpp"]), default="none", show_default=True)
 @json_option

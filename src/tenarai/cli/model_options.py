@@ -31,10 +31,11 @@ model_options = apply(
                help="An adapter on it: a PEFT folder, a GGUF adapter, or a run of `finetune`."),
         option(GROUP, "-t", "--threads", metavar="N", type=click.IntRange(1),
                help="Threads of the kernels (one a core by default)."),
-        option(GROUP, "--activations", type=click.Choice(ACTIVATIONS), default="words",
+        option(GROUP, "--activations", type=click.Choice(ACTIVATIONS), default="bytes",
                show_default=True,
-               help="In products with quantised weights: rounded to 12 bits (words); for prompts "
-                    "to 8, which is faster and less exact (bytes); or exact and slower."),
+               help="In products with quantised weights: rounded to 8 bits in prompts and 12 where "
+                    "tokens are written (bytes); to 12 everywhere, nearer to exact and slower in "
+                    "prompts (words); or exact (float32)."),
         option(GROUP, "-ngl", "--n-gpu-layers", "gpu_layers", metavar="N", type=int,
                help="Accepted, and without effect: everything runs on the CPU."),
     ]
