@@ -209,57 +209,53 @@ static ByteKernel choose_byte_kernel(const Reader& reader) {
                                         : &byte_kernel<false, false>;
 }
 
-// y (M, O) = x wᵀ + bias + residual.
+// y (M, O) = x wᵀ + bias + residual. Sums of kCols outputs lie together until they are done: rows
+// of y are often a multiple of 4 KB apart and would share few sets of the caches.
 struct ByteProduct {
   const Forward& forward;
   const ByteSource& w;
   const ByteRows& x;
-  i64 M;
 
-  void rectangle(Range rows, Range outputs, BytePanel* panel) const {
+  struct Memory {
+    BytePanel panel;
+    alignas(64) float sums[1];  // (rows, kCols)
+  };
+  static size_t bytes(i64 rows) {
+    return sizeof(Memory) + static_cast<size_t>(round_up(rows, kTileRows) * kCols) * 4;
+  }
+
+  void rectangle(Range rows, Range outputs, Memory* memory) const {
     const ByteKernel kernel = choose_byte_kernel(w.reader);
+    BytePanel& panel = memory->panel;
     const i64 tiles = (rows.end - rows.begin + kTileRows - 1) / kTileRows;
     for (i64 o = outputs.begin; o < outputs.end; o += kCols) {
-      const i64 n = at_most(kCols, outputs.end - o);
-      for (i64 m = rows.begin; m < rows.end; ++m)
-        for (i64 j = 0; j < n; j += kLanes) {
-          const i64 lanes = at_most(kLanes, n - j);
-          const vf v = forward.start(m, o + j, lanes);
-          float* y = forward.c + m * forward.stride + o + j;
-          lanes == kLanes ? store(y, v) : store_n(y, v, lanes);
-        }
+      std::memset(memory->sums, 0, static_cast<size_t>(tiles * kTileRows * kCols) * 4);
       for (i64 g = 0; g < x.groups; ++g) {
-        w.pack(panel, o, g);
+        w.pack(&panel, o, g);
         const i64 next_g = g + 1 < x.groups ? g + 1 : 0, next_o = next_g ? o : o + kCols;
         for (i64 t = 0; t < tiles; ++t) {
           if (next_o < outputs.end) w.prefetch(next_o, next_g, t, tiles);
-          const i64 m = rows.begin + t * kTileRows;
-          tile(kernel, *panel, m, at_most(kTileRows, rows.end - m), o, n, g);
+          const i64 at = g * x.M + rows.begin + t * kTileRows;
+          float* sums = memory->sums + t * kTileRows * kCols;
+          for (i64 i = 0; i < kTileRows * kCols; i += 16) __builtin_prefetch(sums + i, 1);
+          const int8_t* next = x.q + (at + kTileRows) * kGroup;
+          for (i64 i = 0; i < kTileRows * kGroup; i += 64) __builtin_prefetch(next + i);
+          kernel(sums, kCols, x, at, panel);
         }
       }
+      finish(rows, o, at_most(kCols, outputs.end - o), memory->sums);
     }
   }
 
  private:
-  void tile(ByteKernel kernel, const BytePanel& panel, i64 m, i64 rows, i64 o, i64 n, i64 g) const {
-    const i64 at = g * x.M + m;
-    float* y = forward.c + m * forward.stride + o;
-    const auto multiply = [&](float* to, i64 stride)
-                              __attribute__((always_inline)) { kernel(to, stride, x, at, panel); };
-    if (rows == kTileRows && n == kCols) {
-      for (i64 i = 0; i < kTileRows; ++i) {  // needed when the first sums are done, or next
-        for (i64 j = 0; j < kCols; j += 16) __builtin_prefetch(y + i * forward.stride + j, 1);
-        const int8_t* next = x.q + (at + kTileRows + i) * kGroup;
-        for (i64 j = 0; j < kGroup; j += 64) __builtin_prefetch(next + j);
+  void finish(Range rows, i64 o, i64 n, const float* sums) const {
+    for (i64 m = rows.begin; m < rows.end; ++m, sums += kCols)
+      for (i64 j = 0; j < n; j += kLanes) {
+        const i64 lanes = at_most(kLanes, n - j);
+        const vf v = forward.start(m, o + j, lanes) + load(sums + j);
+        float* y = forward.c + m * forward.stride + o + j;
+        lanes == kLanes ? store(y, v) : store_n(y, v, lanes);
       }
-      return multiply(y, forward.stride);
-    }
-    alignas(64) float edge[kTileRows * kCols] = {};
-    for (i64 i = 0; i < rows; ++i)
-      std::memcpy(edge + i * kCols, y + i * forward.stride, static_cast<size_t>(n) * 4);
-    multiply(edge, kCols);
-    for (i64 i = 0; i < rows; ++i)
-      std::memcpy(y + i * forward.stride, edge + i * kCols, static_cast<size_t>(n) * 4);
   }
 };
 

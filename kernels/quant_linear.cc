@@ -68,7 +68,8 @@ void forward_many(Pool& pool, const Forward& forward, const float* x, const Pane
 // Many rows in bytes; the activations are rounded for all threads.
 void forward_bytes(Pool& pool, const Forward& forward, const float* x, const ByteSource& w, i64 M) {
   const size_t shared = ByteRows::bytes(at_most(M, kRowsRounded), w.I);
-  char* first = static_cast<char*>(pool.scratch(0, shared + sizeof(BytePanel)));
+  const size_t own = ByteProduct::bytes(at_most(M, kRowsRounded));
+  char* first = static_cast<char*>(pool.scratch(0, shared + own));
   for (i64 m0 = 0; m0 < M; m0 += kRowsRounded) {
     const i64 rows = at_most(kRowsRounded, M - m0);
     const ByteRows activations(first, rows, w.I);
@@ -79,12 +80,15 @@ void forward_bytes(Pool& pool, const Forward& forward, const float* x, const Byt
     const i64 stride = forward.stride;
     const Forward part{forward.c + m0 * stride, stride, forward.bias,
                        forward.residual ? forward.residual + m0 * stride : nullptr};
-    const Grid grid = choose_grid(rows, w.O, pool.threads());
+    // A panel is expanded by one thread, where there are panels for all.
+    const Grid grid = w.O >= pool.threads() * 4 * kCols ? Grid{1, pool.threads()}
+                                                        : choose_grid(rows, w.O, pool.threads());
     parallel(pool, [&](int thread) {
-      void* panel = thread == 0 ? first + shared : pool.scratch(thread, sizeof(BytePanel));
-      ByteProduct{part, w, activations, rows}.rectangle(
+      void* memory = thread == 0 ? first + shared : pool.scratch(thread, own);
+      ByteProduct{part, w, activations}.rectangle(
           split(rows, grid.rows, thread / grid.columns, kTileRows),
-          split(w.O, grid.columns, thread % grid.columns, kCols), static_cast<BytePanel*>(panel));
+          split(w.O, grid.columns, thread % grid.columns, kCols),
+          static_cast<ByteProduct::Memory*>(memory));
     });
   }
 }
