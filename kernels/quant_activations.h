@@ -23,16 +23,19 @@ struct WordRows {
   i64 M, groups;
   int16_t* q;    // (groups, M, 256), zeros past I
   float* scale;  // (groups, M)
-  float* sums;   // (groups, M, 16): scale · Σ q over 256 / terms, terms of them
+  float* sums;   // (groups, M, 16): scale · Σ q over 256 / terms, terms of them; of few rows with
+                 // 8 terms (groups / 2, M, 16): those of two groups, zeros where one is missing
+
+  float* eight_sums(i64 g, i64 m) const { return sums + (g / 2 * M + m) * kSums + g % 2 * 8; }
 
   static i64 groups_of(i64 I) { return (I + kGroup - 1) / kGroup; }
   static size_t bytes(i64 M, i64 I) {
-    return static_cast<size_t>(groups_of(I) * M) * (kGroup * 2 + (kSums + 1) * 4) + 64;
+    return static_cast<size_t>((groups_of(I) + 1) * M) * (kGroup * 2 + (kSums + 1) * 4) + 64;
   }
   WordRows(void* memory, i64 rows, i64 I) : M(rows), groups(groups_of(I)) {
     q = static_cast<int16_t*>(memory);
     sums = reinterpret_cast<float*>(q + groups * M * kGroup);
-    scale = sums + groups * M * kSums;
+    scale = sums + (groups + 1) * M * kSums;
   }
 };
 
@@ -70,21 +73,41 @@ static inline void round_group(int16_t* q, float* scale, float* sums, const floa
   const i64 length = kGroup / terms;
   for (i64 j = 0; j < terms; ++j) {
     int32_t sum = 0;
-    const int16_t* from = q + place_of(length * j, paired);
-    for (i64 i = 0; i < length; ++i) sum += from[i];
+    for (i64 k = length * j; k < length * (j + 1); k += 16)
+      for (int i = 0; i < 16; ++i) sum += q[place_of(k, paired) + i];
     sums[j] = *scale * static_cast<float>(sum);
   }
 }
 
-// Rows [begin, end) of x (M, I), rounded to at most `limit`, with `terms` sums a group (8 or 16).
+// Row m of x (M, I), rounded to at most `limit`, with `terms` sums a group (8 or 16).
+// sums_of(g): where they go.
+template <class F>
+static inline void round_row(const WordRows& to, const float* x, i64 I, i64 m, bool paired,
+                             int32_t limit, i64 terms, F sums_of) {
+  for (i64 g = 0; g < to.groups; ++g) {
+    const i64 at = g * to.M + m, i = g * kGroup;
+    round_group(to.q + at * kGroup, to.scale + at, sums_of(g), x + m * I + i,
+                I - i < kGroup ? I - i : kGroup, paired, limit, terms);
+  }
+}
+// M of many rows: [begin, end).
 static inline void round_activations(const WordRows& to, const float* x, i64 I, i64 begin, i64 end,
-                                     bool paired, int32_t limit = kMost, i64 terms = kSums) {
+                                     int32_t limit, i64 terms) {
   for (i64 m = begin; m < end; ++m)
-    for (i64 g = 0; g < to.groups; ++g) {
-      const i64 at = g * to.M + m, i = g * kGroup;
-      round_group(to.q + at * kGroup, to.scale + at, to.sums + at * kSums, x + m * I + i,
-                  I - i < kGroup ? I - i : kGroup, paired, limit, terms);
-    }
+    round_row(to, x, I, m, false, limit, terms,
+              [&](i64 g) { return to.sums + (g * to.M + m) * kSums; });
+}
+// The first M of few rows.
+static inline void round_few(const WordRows& to, const float* x, i64 I, i64 M, bool paired,
+                             i64 terms) {
+  for (i64 m = 0; m < M; ++m) {
+    if (terms == 16)
+      round_row(to, x, I, m, paired, kMost, terms,
+                [&](i64 g) { return to.sums + (g * to.M + m) * kSums; });
+    else
+      round_row(to, x, I, m, paired, kMost, terms, [&](i64 g) { return to.eight_sums(g, m); });
+    if (to.groups % 2) std::memset(to.eight_sums(to.groups, m), 0, 8 * sizeof(float));
+  }
 }
 
 }  // namespace TENARAI_ISA

@@ -44,11 +44,13 @@ constexpr int parts_of_group() {
   return layout == Layout::super ? 1 : layout == Layout::plain ? 8 : 4;
 }
 
+typedef float vfour __attribute__((vector_size(16)));
+constexpr int kMinVectors = 16 / kLanes;  // of a group
+
 // totals[r][m] + what the first parts of group w[r] add for row m of the activations at q.
-template <Layout layout, bool kMin, int R, int M>
+template <Layout layout, int R, int M>
 TENARAI_INLINE void add_groups(vf (*totals)[M], const Group* w, const int16_t* q,
-                               const float* x_scale, const float* x_sums,
-                               int parts = parts_of_group<layout>()) {
+                               const float* x_scale, int parts = parts_of_group<layout>()) {
   constexpr int kPart = kChunks / parts_of_group<layout>();  // vectors that share lanes' scales
   vf group[R][M] = {};
 #pragma GCC unroll 8
@@ -69,19 +71,112 @@ TENARAI_INLINE void add_groups(vf (*totals)[M], const Group* w, const int16_t* q
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m)
         if constexpr (layout == Layout::super)
-          totals[r][m] += to_floats(sums[r][m]) * (broadcast(w[r].scale[0]) * x_scale[m]);
+          totals[r][m] += to_floats(sums[r][m]) * broadcast(w[r].scale[0] * x_scale[m]);
         else
           group[r][m] += to_floats(sums[r][m]) * lane_scale<layout>(w[r], j);
   }
-  for (int r = 0; r < R; ++r)
+  if constexpr (layout != Layout::super)
+    for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-      if constexpr (layout != Layout::super) totals[r][m] += group[r][m] * x_scale[m];
-      if constexpr (kMin)
+      for (int m = 0; m < M; ++m) totals[r][m] += group[r][m] * x_scale[m];
+}
+
+// The same for a block in steps: words meet activations while they are in registers. min[r] gets
+// its minima.
+template <class Block, int R, int M>
+TENARAI_INLINE void add_in_steps(vf (*totals)[M], const uint8_t* const* from, vf* min,
+                                 const int16_t* q, const float* x_scale) {
+  constexpr int kStep = Steps<Block>::kStep;
+  Steps<Block> steps[R];
+  alignas(64) float minima[R][16];
+  float scale[R][M];
+  vi sums[R][M] = {};
+  const auto block = [&](int r) __attribute__((always_inline)) -> const Block& {
+    return *reinterpret_cast<const Block*>(from[r]);
+  };
+#pragma GCC unroll 2
+  for (int r = 0; r < R; ++r) {
+    steps[r].begin(block(r), minima[r]);
+    const float d = from_half(block(r).d);
+    if constexpr (M % 4 == 0)
+      for (int m = 0; m < M; m += 4) {
+        vfour four;
+        std::memcpy(&four, x_scale + m, sizeof four);
+        four *= d;
+        std::memcpy(scale[r] + m, &four, sizeof four);
+      }
+    else
+      for (int m = 0; m < M; ++m) scale[r][m] = d * x_scale[m];
+  }
+  keep_in_memory(&scale);  // broadcasts from there cost nothing
 #pragma GCC unroll 4
-        for (int i = 0; i < 16; i += kLanes)
-          totals[r][m] -= load(w[r].min + i) * load(x_sums + m * kSums + i);
+  for (int i = 0; i < kChunks / kStep; ++i) {
+    vs words[R][kStep];
+#pragma GCC unroll 2
+    for (int r = 0; r < R; ++r) {
+      steps[r].words(block(r), i, words[r]);
+#pragma GCC unroll 32
+      for (int c = 0; c < kStep; ++c) words[r][c] = keep_in_register(words[r][c]);
     }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 32
+      for (int c = 0; c < kStep; ++c) {
+        vs x = load_words(q + m * kGroup + (i * kStep + c) * kWords);
+        if constexpr (R > 1) x = keep_in_register(x);
+#pragma GCC unroll 2
+        for (int r = 0; r < R; ++r) sums[r][m] = add_products(sums[r][m], words[r][c], x);
+      }
+  }
+#pragma GCC unroll 2
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) totals[r][m] += to_floats(sums[r][m]) * broadcast(scale[r][m]);
+    if constexpr (ShapeOf<Block>::has_min)
+      for (int i = 0; i < kMinVectors; ++i) min[r * kMinVectors + i] = load(minima[r] + i * kLanes);
+  }
+}
+
+// totals[r][m] − min · sums after group g. Of 8 minima a group, each twice in `min`, those of two
+// groups make one vector of 16 lanes: the first group's are kept in `before` until the second's
+// turn.
+template <bool kEight, int R, int M>
+TENARAI_INLINE void subtract_minima(vf (*totals)[M], vf* min, vf* before, const WordRows& x, i64 g,
+                                    bool last) {
+  const float* sums = x.sums + (kEight ? g / 2 : g) * M * kSums;
+#if defined(__AVX512F__)
+  if constexpr (kEight) {
+    if (g % 2 == 0) {
+      for (int r = 0; r < R; ++r) before[r] = min[r];
+      if (!last) return;
+      for (int r = 0; r < R; ++r) min[r] = vf{};
+    }
+    const __m512i each =
+        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+#pragma GCC unroll 2
+    for (int r = 0; r < R; ++r) {
+      const vf both = (vf)_mm512_permutex2var_ps((__m512)before[r], each, (__m512)min[r]);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) totals[r][m] -= both * load(sums + m * kSums);
+    }
+    return;
+  }
+#endif
+  constexpr int kTerms = kEight ? 8 : 16;
+  (void)before, (void)last;
+#pragma GCC unroll 2
+  for (int r = 0; r < R; ++r) {
+    float each[16];
+    for (int i = 0; i < kMinVectors; ++i) store(each + i * kLanes, min[r * kMinVectors + i]);
+    if (kEight)
+      for (int j = 0; j < 8; ++j) each[j] = each[2 * j];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m)
+      for (int i = 0; i < kTerms; i += kLanes)
+        totals[r][m] -=
+            load_upto(each + i, at_most(kLanes, kTerms - i)) *
+            load_upto(sums + m * kSums + (kEight ? g % 2 * 8 : 0) + i, at_most(kLanes, kTerms - i));
+  }
 }
 
 // How a matrix of some format is read. A tile is n <= kLanes rows of w from row o on, times all
@@ -111,14 +206,31 @@ struct QuantRows {
   }
 };
 
+template <class Block>
+constexpr int min_terms() {
+  return ShapeOf<Block>::group == 16 ? 16 : 8;
+}
+template <class Block, int R, int M>
+TENARAI_INLINE void add_unpacked(vf (*totals)[M], const Group* w, vf* min, vf* before,
+                                 const WordRows& x, i64 g, int parts) {
+  using G = GroupOf<Block>;
+  add_groups<G::layout, R, M>(totals, w, x.q + g * M * kGroup, x.scale + g * M, parts);
+  if constexpr (G::Shape::has_min) {
+    for (int i = 0; i < R * kMinVectors; ++i)
+      min[i] = load(w[i / kMinVectors].min + i % kMinVectors * kLanes);
+    subtract_minima<min_terms<Block>() == 8, R, M>(totals, min, before, x, g, g + 1 == x.groups);
+  }
+}
+
 // Two rows of w meet every load of activations, where there are registers enough and the memory is
 // not the limit anyway. The groups are taken some at a time, so that the activations stay in the
 // cache of the first level; what the next rows need is asked for meanwhile.
 template <class Block, int M>
 static void dot_tile(vf (*totals)[kLanes], const QuantRows& w, i64 o, i64 n, const WordRows& x) {
   using G = GroupOf<Block>;
+  constexpr bool kEight = min_terms<Block>() == 8;
   constexpr int R = M > 1 && (kVectorBytes == 64 || M <= 4) ? 2 : 1;
-  constexpr i64 kGroups = 32 / M;  // 16 KB of activations
+  constexpr i64 kGroups = 32 / M;  // 16 KB of activations, and an even number
   const i64 whole = w.I / kSuperBlock;
   const i64 next = x.groups > kGroups         ? kLanes * w.row_bytes
                    : R * w.row_bytes > kAhead ? R * w.row_bytes
@@ -126,35 +238,39 @@ static void dot_tile(vf (*totals)[kLanes], const QuantRows& w, i64 o, i64 n, con
   for (i64 g0 = 0; g0 < x.groups; g0 += kGroups)
     for (i64 row = 0; row < n; row += R) {
       vf sums[R][M];
+      vf min[R * kMinVectors], before[R];
       const uint8_t* from[R];
-      for (int r = 0; r < R; ++r) {
-        const i64 line = at_most(row + r, n - 1);  // the last one again where there are fewer
-        from[r] = w.group(o + line, g0);
-        for (int m = 0; m < M; ++m) sums[r][m] = g0 ? totals[m][line] : vf{};
-      }
-      const auto add = [&](Group* groups, i64 g, int parts) __attribute__((always_inline)) {
-        add_groups<G::layout, G::Shape::has_min, R, M>(
-            sums, groups, x.q + g * M * kGroup, x.scale + g * M, x.sums + g * M * kSums, parts);
-      };
+      for (int r = 0; r < R; ++r) from[r] = w.group(o + at_most(row + r, n - 1), g0);
+#pragma GCC unroll 16  // or the sums would not stay in registers
+      for (int i = 0; i < R * M; ++i)
+        sums[i / M][i % M] = g0 ? totals[i % M][at_most(row + i / M, n - 1)] : vf{};
       const i64 end = at_most(g0 + kGroups, whole);
       i64 g = g0;
       for (; g < end; ++g) {
-        Group groups[R];
-        for (int r = 0; r < R; ++r, from[r - 1] += G::bytes) {
-          prefetch_bytes(from[r] + next, G::bytes);
-          G::unpack(from[r], groups + r);
+        for (int r = 0; r < R; ++r) prefetch_bytes(from[r] + next, G::bytes);
+        if constexpr (Steps<Block>::kStep > 0) {
+          const i64 at = g * M;
+          add_in_steps<Block, R, M>(sums, from, min, x.q + at * kGroup, x.scale + at);
+          if constexpr (G::Shape::has_min)
+            subtract_minima<kEight, R, M>(sums, min, before, x, g, g + 1 == x.groups);
+        } else {
+          Group groups[R];
+          for (int r = 0; r < R; ++r) G::unpack(from[r], groups + r);
+          add_unpacked<Block, R, M>(sums, groups, min, before, x, g, parts_of_group<G::layout>());
         }
-        add(groups, g, parts_of_group<G::layout>());
+        for (int r = 0; r < R; ++r) from[r] += G::bytes;
       }
       if constexpr (G::plain)
         if (g < at_most(g0 + kGroups, x.groups)) {
           Group groups[R];
           const i64 blocks = w.I % kSuperBlock / kBlock;
           for (int r = 0; r < R; ++r) G::unpack_some(from[r], blocks, groups + r);
-          add(groups, g, static_cast<int>((blocks * parts_of_group<G::layout>() + 7) / 8));
+          const i64 parts = (blocks * parts_of_group<G::layout>() + 7) / 8;
+          add_unpacked<Block, R, M>(sums, groups, min, before, x, g, static_cast<int>(parts));
         }
-      for (int r = 0; r < R; ++r)
-        for (int m = 0; m < M; ++m) totals[m][at_most(row + r, n - 1)] = sums[r][m];
+#pragma GCC unroll 16
+      for (int i = 0; i < R * M; ++i)
+        totals[i % M][at_most(row + i / M, n - 1)] = sums[i / M][i % M];
     }
 }
 template <class Block>
@@ -178,7 +294,7 @@ static Reader reader_of() {
           sizeof(Block),
           G::layout,
           G::Shape::has_min,
-          G::Shape::group == 16 ? 16 : 8,
+          min_terms<Block>(),
           most_word<Block>()};
 }
 // The sums of kLanes vectors, each in its own lane.

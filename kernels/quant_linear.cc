@@ -23,7 +23,7 @@ void forward_few(Pool& pool, const Forward& forward, const float* x, const Quant
     if (range.begin == range.end) return;
     void* memory = pool.scratch(thread, WordRows::bytes(computed, w.I));
     const WordRows activations(memory, computed, w.I);
-    round_activations(activations, x, w.I, 0, M, w.reader.layout == Layout::paired);
+    round_few(activations, x, w.I, M, w.reader.layout == Layout::paired, w.reader.min_terms);
     dot_rows(forward, range, M,
              [&](auto totals, i64 o, i64 n) { tile(totals, w, o, n, activations); });
   });
@@ -48,7 +48,7 @@ void forward_many(Pool& pool, const Forward& forward, const float* x, const Pane
     const WordRows activations(first, rows, w.I);
     parallel(pool, [&](int thread) {
       const Range range = split(rows, pool.threads(), thread);
-      round_activations(activations, x + m0 * w.I, w.I, range.begin, range.end, false, limit,
+      round_activations(activations, x + m0 * w.I, w.I, range.begin, range.end, limit,
                         w.reader.min_terms);
     });
     const i64 stride = forward.stride;

@@ -121,51 +121,73 @@ TENARAI_INLINE void six_bit_scales(const FourOrFive& b, Scales32* s, float* min)
              __builtin_shufflevector(z, z, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7));
 }
 
-TENARAI_INLINE void unpack_words(const Q4_K& b, vs* words, float* min) {
+// A K block in steps of kStep vectors, so that words meet activations while they are in registers.
+template <class Block>
+struct Steps {
+  static constexpr int kStep = 0;  // not in steps
+};
+template <>
+struct Steps<Q4_K> {
+  static constexpr int kStep = 2 * kHalves;
   Scales32 s;
-  six_bit_scales(b, &s, min);
-#pragma GCC unroll 4
-  for (int pair = 0; pair < 4; ++pair)
+
+  TENARAI_ALWAYS void begin(const Q4_K& b, float* min) { six_bit_scales(b, &s, min); }
+  TENARAI_ALWAYS void words(const Q4_K& b, int pair, vs* words) const {
 #pragma GCC unroll 4
     for (int h = 0; h < kHalves; ++h) {
       const vs v = widen(b.q + 32 * pair + h * kWords);
-      words[2 * pair * kHalves + h] = (v & 15) * s.of(2 * pair);
-      words[(2 * pair + 1) * kHalves + h] = (v >> 4) * s.of(2 * pair + 1);
-    }
-}
-TENARAI_INLINE void unpack_words(const Q5_K& b, vs* words, float* min) {
-  Scales32 s;
-  six_bit_scales(b, &s, min);
-#pragma GCC unroll 4
-  for (int h = 0; h < kHalves; ++h) {
-    const vs fifths = widen(b.high + h * kWords) << 4;  // bit 4 + j: of sub-block j
-#pragma GCC unroll 4
-    for (int pair = 0; pair < 4; ++pair) {
-      const vs v = widen(b.q + 32 * pair + h * kWords);
-      words[2 * pair * kHalves + h] = ((v & 15) | (fifths >> 2 * pair & 16)) * s.of(2 * pair);
-      words[(2 * pair + 1) * kHalves + h] =
-          (v >> 4 | (fifths >> (2 * pair + 1) & 16)) * s.of(2 * pair + 1);
+      words[h] = (v & 15) * s.of(2 * pair);
+      words[kHalves + h] = (v >> 4) * s.of(2 * pair + 1);
     }
   }
-}
-TENARAI_INLINE void unpack_words(const Q6_K& b, vs* words, float*) {
+};
+template <>
+struct Steps<Q5_K> {
+  static constexpr int kStep = 2 * kHalves;
+  Scales32 s;
+
+  TENARAI_ALWAYS void begin(const Q5_K& b, float* min) { six_bit_scales(b, &s, min); }
+  TENARAI_ALWAYS void words(const Q5_K& b, int pair, vs* words) const {
+#pragma GCC unroll 4
+    for (int h = 0; h < kHalves; ++h) {
+      const vs fifths = widen(b.high + h * kWords) << 4;  // bit 4 + j: of sub-block j
+      const vs v = widen(b.q + 32 * pair + h * kWords);
+      words[h] = ((v & 15) | (fifths >> 2 * pair & 16)) * s.of(2 * pair);
+      words[kHalves + h] = (v >> 4 | (fifths >> (2 * pair + 1) & 16)) * s.of(2 * pair + 1);
+    }
+  }
+};
+template <>
+struct Steps<Q6_K> {
+  static constexpr int kStep = 4 * kHalves;
   Scales16 s;
-  sixteen_bytes bytes;
-  std::memcpy(&bytes, b.scale, 16);
-  s.set(bytes);
-#pragma GCC unroll 2
-  for (int half = 0; half < 2; ++half)
+
+  TENARAI_ALWAYS void begin(const Q6_K& b, float*) {
+    sixteen_bytes bytes;
+    std::memcpy(&bytes, b.scale, 16);
+    s.set(bytes);
+  }
+  TENARAI_ALWAYS void words(const Q6_K& b, int half, vs* words) const {
 #pragma GCC unroll 4
     for (int h = 0; h < kHalves; ++h) {
       const vs first = widen(b.low + 64 * half + h * kWords);
       const vs second = widen(b.low + 64 * half + 32 + h * kWords);
       const vs twos = widen(b.high + 32 * half + h * kWords);
       const int c = 4 * half * kHalves + h;
-      words[c] = (((first & 15) | (twos << 4 & 48)) - 32) * s.of(c);
-      words[c + kHalves] = (((second & 15) | (twos << 2 & 48)) - 32) * s.of(c + kHalves);
-      words[c + 2 * kHalves] = ((first >> 4 | (twos & 48)) - 32) * s.of(c + 2 * kHalves);
-      words[c + 3 * kHalves] = ((second >> 4 | (twos >> 2 & 48)) - 32) * s.of(c + 3 * kHalves);
+      words[h] = (((first & 15) | (twos << 4 & 48)) - 32) * s.of(c);
+      words[h + kHalves] = (((second & 15) | (twos << 2 & 48)) - 32) * s.of(c + kHalves);
+      words[h + 2 * kHalves] = ((first >> 4 | (twos & 48)) - 32) * s.of(c + 2 * kHalves);
+      words[h + 3 * kHalves] = ((second >> 4 | (twos >> 2 & 48)) - 32) * s.of(c + 3 * kHalves);
     }
+  }
+};
+template <class Block>
+TENARAI_INLINE void unpack_words(const Block& b, vs* words, float* min) {
+  Steps<Block> steps;
+  steps.begin(b, min);
+#pragma GCC unroll 4
+  for (int i = 0; i < kChunks / Steps<Block>::kStep; ++i)
+    steps.words(b, i, words + i * Steps<Block>::kStep);
 }
 TENARAI_INLINE void unpack_words(const Q2_K& b, vs* words, float* min) {
   Scales16 s;
