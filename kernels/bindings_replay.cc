@@ -23,11 +23,6 @@ struct Program {
     if (machine.tape == &tape) machine.tape = nullptr;
   }
   void replay() {
-    struct Awake {
-      Pool& pool;
-      explicit Awake(Pool& p) : pool(p) { pool.stay_awake(true); }
-      ~Awake() { pool.stay_awake(false); }
-    } awake(machine.pool);
     for (const auto& call : tape) call();
   }
 };

@@ -34,46 +34,72 @@ struct Scratch {
 
 }  // namespace
 
+// Of a job each thread has a part. Its worker takes the part when it gets to run, or the caller
+// does once its own is done: where other programs hold the cores a worker may come late, and would
+// be waited for. Who computes a part makes no difference to its bits.
 struct Pool::State {
-  std::atomic<uint64_t> job{0};    // raised by one for each run
-  std::atomic<int> unfinished{0};  // workers that have not returned from it
-  std::atomic<int> asleep{0};
+  std::atomic<uint64_t> job{0};              // raised by one for each run
+  std::vector<std::atomic<uint64_t>> taken;  // by thread: the last job whose part somebody took
+  std::atomic<int> unfinished{0};            // parts of workers that are not done
+  std::atomic<int> asleep{0};                // workers
+  std::atomic<bool> caller_asleep{false};
   std::atomic<bool> stop{false};
-  std::atomic<bool> awake{false};
   void (*work)(void*, int) = nullptr;
   void* context = nullptr;
   std::mutex mutex;
-  std::condition_variable wake;
+  std::condition_variable wake, done;
   std::vector<std::thread> workers;
   std::vector<Scratch> scratch;
 
-  explicit State(int threads) : scratch(threads) {}
+  explicit State(int threads) : taken(threads), scratch(threads) {}
+
+  bool take(int thread, uint64_t of_job) {
+    uint64_t before = of_job - 1;
+    return taken[thread].compare_exchange_strong(before, of_job);
+  }
 
   void serve(int thread) {
     uint64_t seen = 0;
-    while (true) {
-      if (!wait_for_job(seen)) return;
-      ++seen;
+    while (wait_for_job(seen)) {
+      seen = job.load();
+      if (!take(thread, seen)) continue;  // the caller has done it, or is about to
       work(context, thread);
-      unfinished.fetch_sub(1, std::memory_order_release);
+      if (unfinished.fetch_sub(1) == 1 && caller_asleep.load()) {
+        std::lock_guard<std::mutex> lock(mutex);
+        done.notify_one();
+      }
     }
   }
 
   // False when the pool ends.
   bool wait_for_job(uint64_t seen) {
-    const auto asked = std::chrono::steady_clock::now();
-    for (int turn = 1; job.load(std::memory_order_acquire) == seen; ++turn) {
-      pause();
-      if (turn % 64 == 0 && !awake.load(std::memory_order_relaxed) &&
-          std::chrono::steady_clock::now() - asked > kSpin) {
-        std::unique_lock<std::mutex> lock(mutex);
-        asleep.fetch_add(1);
-        wake.wait(lock, [&] { return job.load() != seen; });
-        asleep.fetch_sub(1);
-        break;
-      }
+    if (!spin([&] { return job.load(std::memory_order_acquire) != seen; })) {
+      std::unique_lock<std::mutex> lock(mutex);
+      asleep.fetch_add(1);
+      wake.wait(lock, [&] { return job.load() != seen; });
+      asleep.fetch_sub(1);
     }
     return !stop.load();
+  }
+
+  void wait_for_workers() {
+    const auto none_left = [&] { return unfinished.load() == 0; };
+    if (spin(none_left)) return;
+    std::unique_lock<std::mutex> lock(mutex);
+    caller_asleep.store(true);
+    done.wait(lock, none_left);
+    caller_asleep.store(false);
+  }
+
+  // Waits for `kSpin` at most; true where what was waited for came.
+  template <class F>
+  bool spin(F ready) {
+    const auto asked = std::chrono::steady_clock::now();
+    for (int turn = 1; !ready(); ++turn) {
+      pause();
+      if (turn % 64 == 0 && std::chrono::steady_clock::now() - asked > kSpin) return false;
+    }
+    return true;
   }
 
   void start_job() {
@@ -100,20 +126,20 @@ Pool::~Pool() {
 }
 
 void Pool::run(void (*work)(void*, int), void* context) {
-  if (threads_ > 1) {
-    state_->work = work;
-    state_->context = context;
-    state_->unfinished.store(threads_ - 1, std::memory_order_relaxed);
-    state_->start_job();
-  }
+  if (threads_ == 1) return work(context, 0);
+  state_->work = work;
+  state_->context = context;
+  state_->unfinished.store(threads_ - 1);
+  state_->start_job();
+  const uint64_t job = state_->job.load();
   work(context, 0);
-  if (threads_ > 1)
-    // A worker may have lost its core to another program: give ours away after a while.
-    for (int turn = 1; state_->unfinished.load(std::memory_order_acquire) > 0; ++turn)
-      turn % 4096 == 0 ? std::this_thread::yield() : pause();
+  for (int thread = 1; thread < threads_; ++thread)
+    if (state_->take(thread, job)) {
+      work(context, thread);
+      state_->unfinished.fetch_sub(1);
+    }
+  state_->wait_for_workers();
 }
-
-void Pool::stay_awake(bool awake) { state_->awake.store(awake); }
 
 void* Pool::scratch(int thread, size_t bytes) {
   Scratch& mine = state_->scratch[thread];

@@ -1,6 +1,7 @@
-// One pool of threads for every kernel. Work is divided by a fixed partition, never taken from
-// a queue, so the same thread count gives the same bits. Workers spin for some 100 µs after a
-// job, because the next one usually comes at once, and sleep after that.
+// One pool of threads for every kernel. Work is divided by a fixed partition, so the same thread
+// count gives the same bits; a part whose worker has not begun when the caller is done with its own
+// is computed by the caller. Workers spin for some 100 µs after a job, because the next one usually
+// comes at once, and sleep after that, as the caller does while a part is not done.
 #pragma once
 
 #include <cstddef>
@@ -29,12 +30,10 @@ class Pool {
 
   int threads() const { return threads_; }
 
-  // Calls work(context, thread) once for each thread 0 .. threads-1 (0 is the caller's own) and
-  // returns when all have returned. Not to be nested.
+  // Calls work(context, thread) once for each thread 0 .. threads-1 (0 by the caller, some of the
+  // others perhaps too) and returns when all have returned. No call may wait for another one's.
+  // Not to be nested.
   void run(void (*work)(void*, int), void* context);
-
-  // While `awake`, workers wait for their next job without falling asleep, however long it takes.
-  void stay_awake(bool awake);
 
   // Memory of thread `thread`'s own, 64-byte aligned, kept from call to call. A second call may
   // move it: take everything that a kernel needs in one.

@@ -212,3 +212,24 @@ def test_the_help_is_in_groups(capsys):
     heads = ["The text:", "The model and the machine:", "Which token comes next:", "Examples:"]
     assert [shown.index(h) for h in heads] == sorted(shown.index(h) for h in heads)
     assert "[default: 0.95]" in shown and "-ngl" in shown
+
+
+def test_samples_are_what_their_seeds_write_alone(model):
+    prompt = "a prompt of more than thirty-two tokens, which is read once"
+    arguments = ["-p", prompt, "--json"]
+    several = json.loads(run(model, *arguments, "--samples", 3).stdout)["samples"]
+    assert [s["seed"] for s in several] == [1, 2, 3]
+    assert sum(s["prompt_tokens"] for s in several) < len(prompt) + 5
+    for sample in several:
+        alone = json.loads(run(model, *arguments, "--seed", sample["seed"]).stdout)
+        assert sample["token_ids"] == alone["token_ids"]
+    shown = run(model, "-p", "ab", "--samples", 2)
+    assert re.search(rb"^# seed 1\nab.*^# seed 2\nab", shown.stdout, re.S | re.M)
+    assert b"tokens of 2 texts" in shown.stderr
+    refused = tenarai("run", "-m", model, "-p", "a", "--samples", 2, "--lookup")
+    assert refused.returncode == 2 and b"--samples takes no guesses" in refused.stderr
+
+
+def test_a_shorter_context_is_honoured_by_learned_positions(model):
+    done = run(model, "-p", "abcd", "-n", 100, "-c", 20, "--temp", 0)
+    assert b"n_ctx = 20," in done.stderr and b"the context of 20 tokens is full" in done.stderr

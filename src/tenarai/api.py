@@ -96,6 +96,7 @@ def load(
         params = read_adapter(lora, model).on(params)
     folder = path if kind == formats.HUGGING_FACE and tokenizer is None else None
     how: dict[str, Any] = {"activations": activations, "threads": threads, "ops": ops}
+    how["context"] = context
     return Model(model, params, found, metadata=metadata, folder=folder, **how)
 
 
@@ -136,7 +137,9 @@ class Model:
         activations: str = "bytes",
         threads: int | None = None,
         ops: Any = None,
+        context: int | None = None,
     ):
+        self._context = context  # shorter than the model's own, as asked for
         self.model, self.params, self._tokenizer = model, params, tokenizer
         self.metadata = {} if metadata is None else metadata
         self._folder = folder  # Hugging Face's, whose tokenizer files go into the next one
@@ -150,6 +153,11 @@ class Model:
     @property
     def config(self) -> AnyConfig:
         return self.model.config
+
+    @property
+    def context(self) -> int:
+        """The longest text: the model's own, or what it was opened for."""
+        return min(self._context or self.config.context, self.config.context)
 
     @cached_property
     def ops(self) -> Any:
@@ -168,6 +176,7 @@ class Model:
         return Model(
             model, self.params, tokenizer, metadata=self.metadata, folder=self._folder,
             activations=self._activations, threads=self._threads, ops=self._given_ops,
+            context=context,
         )  # fmt: skip
 
     def merged(self, requantise: bool = False) -> Model:
@@ -273,8 +282,8 @@ class Model:
                 "ask for return_tokens=True, or put a tokenizer.json beside it"
             )
         stop = self.tokenizer.end_tokens if self.tokenizer else ()
-        vocabulary = self._vocabulary if sampling.constrained and self.tokenizer else None
-        sampler = Sampler(sampling, seed=seed, tokenizer=self.tokenizer, vocabulary=vocabulary)
+        sampler = self.sampler(sampling, seed)
+        engine = engine or self.engine(rows=batch)
         tokens = generate_ids(
             self.ops, self.model, self.params, ids, max_tokens, sampler, stop, timings,
             batch=batch, keep=keep, shift=shift, guesser=guesser, engine=engine,
@@ -284,10 +293,16 @@ class Model:
         pieces = self._decoded(tokens)
         return pieces if stream else "".join(pieces)
 
+    def sampler(self, sampling: Sampling, seed: int = 0) -> Sampler:
+        """Chooses a text's tokens as `sampling` says; the same seed draws the same."""
+        vocabulary = self._vocabulary if sampling.constrained and self.tokenizer else None
+        return Sampler(sampling, seed=seed, tokenizer=self.tokenizer, vocabulary=vocabulary)
+
     def engine(self, *, slots: int = 1, rows: int = 512, cache: str = "float16") -> Engine:
         """Writes `slots` texts at once (infer/engine.py), which share what they begin with; read
         `rows` tokens at a time, kept in a cache of type `cache`: float16, int8 or float32."""
-        return Engine(self.ops, self.model, self.params, slots=slots, rows=rows, dtype=cache)
+        how: dict[str, Any] = {"slots": slots, "rows": rows, "dtype": cache}
+        return Engine(self.ops, self.model, self.params, context=self.context, **how)
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
@@ -358,10 +373,10 @@ class Model:
             raise TenaraiError(f"{name} have type {ids.dtype}, expected whole numbers (token ids)")
         if ids.ndim not in (1, 2) or not ids.size:
             raise TenaraiError(f"{name} have shape {ids.shape}, expected (B, T) or (T,), not empty")
-        if context and ids.shape[-1] > self.config.context:
+        if context and ids.shape[-1] > self.context:
             raise TenaraiError(
                 f"{name} are {ids.shape[-1]} in a row, the model's context is "
-                f"{self.config.context}: give shorter sequences"
+                f"{self.context}: give shorter sequences"
             )
         V = self.config.vocab_size
         wrong = ids[((ids < 0) | (ids >= V)) & ~np.isin(ids, besides)]

@@ -116,7 +116,7 @@ def _talker(
         encode=lambda messages: encode_chat(tokenizer, template, messages),
         generate=generate,
         decoder=lambda: tokenizer.stream(start=True),
-        context=model.config.context,
+        context=model.context,
         longest=longest,
         about={"model": path},
     )

@@ -68,9 +68,9 @@ engine_options = apply(
 )  # fmt: skip
 
 
-def open_engine(model: Model, flags: dict[str, Any]) -> Engine:
+def open_engine(model: Model, flags: dict[str, Any], slots: int = 1) -> Engine:
     """The engine that the options of `engine_options` in `flags` describe."""
-    return model.engine(rows=flags["batch"], cache=flags["cache"])
+    return model.engine(slots=slots, rows=flags["batch"], cache=flags["cache"])
 
 
 def guessers(model: Model, flags: dict[str, Any]) -> Callable[[], Guesses | None]:
@@ -86,8 +86,8 @@ def guessers(model: Model, flags: dict[str, Any]) -> Callable[[], Guesses | None
     from tenarai.io.named_models import model_path
 
     small = load(model_path(flags["draft"]))
-    c = model.config
-    draft = DraftModel(small.ops, small.model, small.params, c.vocab_size, c.context)
+    tokens = model.config.vocab_size
+    draft = DraftModel(small.ops, small.model, small.params, tokens, model.context)
     return lambda: draft
 
 
@@ -110,7 +110,7 @@ def open_model(flags: dict[str, Any], usual: int | None = USUAL_CONTEXT) -> tupl
     rest = {name: flags.pop(name) for name in ("activations", "threads", "lora")}
     rest["tokenizer"] = flags.pop("tokenizer", None)
     model = load(path, context=context or None, **rest)
-    if context is None and usual is not None and model.config.context > usual:
+    if context is None and usual is not None and model.context > usual:
         model = model.for_context(usual)
     _ = model.ops  # a missing core is told before anything is written
     return model, time.perf_counter() - start
