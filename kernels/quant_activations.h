@@ -101,11 +101,12 @@ static inline void round_activations(const WordRows& to, const float* x, i64 I, 
 static inline void round_few(const WordRows& to, const float* x, i64 I, i64 M, bool paired,
                              i64 terms) {
   for (i64 m = 0; m < M; ++m) {
-    if (terms == 16)
+    if (terms == 16) {
       round_row(to, x, I, m, paired, kMost, terms,
                 [&](i64 g) { return to.sums + (g * to.M + m) * kSums; });
-    else
-      round_row(to, x, I, m, paired, kMost, terms, [&](i64 g) { return to.eight_sums(g, m); });
+      continue;
+    }
+    round_row(to, x, I, m, paired, kMost, terms, [&](i64 g) { return to.eight_sums(g, m); });
     if (to.groups % 2) std::memset(to.eight_sums(to.groups, m), 0, 8 * sizeof(float));
   }
 }
