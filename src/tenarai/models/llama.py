@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -146,18 +147,22 @@ class Llama:
     # A block
 
     def _block_forward(
-        self, ops: Any, w: Block, x: Array, turn: Turn, attend: Attend
+        self, ops: Any, w: Block, x: Array, turn: Turn, attend: Attend, keep: Any = None
     ) -> tuple[Array, tuple]:
+        """Block's output, and what backward needs. `keep` picks the rows that go on."""
         a, norm1 = ops.rms_norm_forward(x, w["attn_norm.weight"], eps=self.config.norm_eps)
         q, to_q = self._heads_forward(ops, w, "q", a)  # (..., H, D)
         k, to_k = self._heads_forward(ops, w, "k", a)  # (..., K, D)
         v, to_v = self._heads_forward(ops, w, "v", a)  # (..., K, D)
         turned = turn(q), turn(k)
         y, attention = attend(q, k, v)  # (..., H, D)
-        x, from_y = self._add_forward(ops, w, "attn", "attn.o", y.reshape(*x.shape[:-1], -1), x)
+        y_shape, y = y.shape, y.reshape(*x.shape[:-1], -1)
+        if keep is not None:
+            x, y = keep(x), keep(y)
+        x, from_y = self._add_forward(ops, w, "attn", "attn.o", y, x)
         m, norm2 = ops.rms_norm_forward(x, w["mlp_norm.weight"], eps=self.config.norm_eps)
         x, mlp = self._mlp_forward(ops, w, m, x)
-        return x, (norm1, to_q, to_k, to_v, turned, y.shape, attention, from_y, norm2, mlp)
+        return x, (norm1, to_q, to_k, to_v, turned, y_shape, attention, from_y, norm2, mlp)
 
     def _mlp_forward(self, ops: Any, w: Block, m: Array, x: Array) -> tuple[Array, tuple]:
         """x and what the MLP, or the experts, make of m."""
@@ -272,8 +277,7 @@ class Llama:
         c = self.config
         x, _ = self._embed(ops, params, tokens)  # (N, C)
         for i in range(c.layers):
-            x = self._decode_block(ops, params.scope(f"h.{i}."), i, x, batch)
-        x = batch.wanted(ops, x)  # (n, C)
+            x = self._decode_block(ops, params.scope(f"h.{i}."), i, x, batch)  # at last (n, C)
         x, _ = ops.rms_norm_forward(x, params["norm.weight"], eps=c.norm_eps)
         return ops.linear_forward(x, params[self._head])[0]
 
@@ -289,7 +293,9 @@ class Llama:
         def attend(q: Array, k: Array, v: Array) -> tuple[Array, None]:
             return batch.attention(ops, i, q, k, v, scale=c.attention_scale), None
 
-        return self._block_forward(ops, w, x, turn, attend)[0]
+        # Nothing reads the last layer's other rows: after attention they go.
+        keep = partial(batch.wanted, ops) if i == c.layers - 1 else None
+        return self._block_forward(ops, w, x, turn, attend, keep)[0]
 
     # Costs
 
