@@ -19,9 +19,11 @@ namespace TENARAI_ISA {
 constexpr i64 kMostRows = 8;  // of activations at a time
 constexpr i64 kAhead = 2048;  // bytes that are asked for before their turn
 
+// Into the cache of the first level, or the second.
+template <int kLevel>
 TENARAI_INLINE void prefetch_bytes(const uint8_t* p, i64 n) {
 #pragma GCC unroll 8
-  for (i64 i = 0; i < n; i += 64) __builtin_prefetch(p + i, 0, 3);
+  for (i64 i = 0; i < n; i += 64) __builtin_prefetch(p + i, 0, 4 - kLevel);
 }
 
 // The scale of each lane for part `part` of the vectors of words.
@@ -185,7 +187,7 @@ struct QuantRows;
 using Tile = void (*)(vf (*totals)[kLanes], const QuantRows& w, i64 o, i64 n, const WordRows& x);
 struct Reader {
   void (*unpack)(const uint8_t* data, i64 weights, Group*);
-  Tile tiles[4];  // for 1, 2, 4 and 8 rows of x
+  Tile tiles[5];  // for 1, 2, 4, 6 and 8 rows of x
   i64 group_bytes, block_bytes;
   Layout layout;
   bool min;
@@ -199,7 +201,7 @@ struct QuantRows {
   const uint8_t* data;
   i64 O, I, row_bytes;
 
-  Tile tile(i64 M) const { return reader.tiles[M == 1 ? 0 : M == 2 ? 1 : M == 4 ? 2 : 3]; }
+  Tile tile(i64 M) const { return reader.tiles[M == 1 ? 0 : M / 2]; }
   const uint8_t* group(i64 o, i64 g) const { return data + o * row_bytes + g * reader.group_bytes; }
   void unpack(Group* to, i64 o, i64 g) const {
     reader.unpack(group(o, g), at_most(kGroup, I - g * kGroup), to);
@@ -230,11 +232,12 @@ static void dot_tile(vf (*totals)[kLanes], const QuantRows& w, i64 o, i64 n, con
   using G = GroupOf<Block>;
   constexpr bool kEight = min_terms<Block>() == 8;
   constexpr int R = M > 1 && (kVectorBytes == 64 || M <= 4) ? 2 : 1;
-  constexpr i64 kGroups = 32 / M;  // 16 KB of activations, and an even number
+  constexpr i64 kGroups = (M == 1 ? 32 : 64) / M;  // 16 or 32 KB of x; an even number
+  constexpr int kLevel = M == 1 ? 1 : 2;           // the first one is full of activations
   const i64 whole = w.I / kSuperBlock;
-  const i64 next = x.groups > kGroups         ? kLanes * w.row_bytes
-                   : R * w.row_bytes > kAhead ? R * w.row_bytes
-                                              : kAhead;
+  const i64 next = M > 1 || x.groups > kGroups ? kLanes * w.row_bytes
+                   : w.row_bytes > kAhead      ? w.row_bytes
+                                               : kAhead;
   for (i64 g0 = 0; g0 < x.groups; g0 += kGroups)
     for (i64 row = 0; row < n; row += R) {
       vf sums[R][M];
@@ -247,7 +250,7 @@ static void dot_tile(vf (*totals)[kLanes], const QuantRows& w, i64 o, i64 n, con
       const i64 end = at_most(g0 + kGroups, whole);
       i64 g = g0;
       for (; g < end; ++g) {
-        for (int r = 0; r < R; ++r) prefetch_bytes(from[r] + next, G::bytes);
+        for (int r = 0; r < R; ++r) prefetch_bytes<kLevel>(from[r] + next, G::bytes);
         if constexpr (Steps<Block>::kStep > 0) {
           const i64 at = g * M;
           add_in_steps<Block, R, M>(sums, from, min, x.q + at * kGroup, x.scale + at);
@@ -283,13 +286,14 @@ static void unpack_group(const uint8_t* data, i64 weights, Group* g) {
   GroupOf<Block>::unpack(data, g);
 }
 // Rows of x that are computed for M of them: tiles for every number would take long to compile.
-TENARAI_INLINE i64 rows_computed(i64 M) { return M <= 2 ? M : M <= 4 ? 4 : kMostRows; }
+TENARAI_INLINE i64 rows_computed(i64 M) { return M <= 2 ? M : (M + 1) / 2 * 2; }
 
 template <class Block>
 static Reader reader_of() {
   using G = GroupOf<Block>;
   return {&unpack_group<Block>,
-          {&dot_tile<Block, 1>, &dot_tile<Block, 2>, &dot_tile<Block, 4>, &dot_tile<Block, 8>},
+          {&dot_tile<Block, 1>, &dot_tile<Block, 2>, &dot_tile<Block, 4>, &dot_tile<Block, 6>,
+           &dot_tile<Block, 8>},
           G::bytes,
           sizeof(Block),
           G::layout,
