@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from tenarai.bench.peer import Peer, PeerError
 from tenarai.cli import main
 from tenarai.errors import TenaraiError
 from tenarai.models.gpt2 import GPT2, GPT2Config
+from tenarai.models.llama import Llama, LlamaConfig
+from tenarai.models.rope import Rope
 
 kernels = pytest.mark.skipif(
     importlib.util.find_spec("tenarai._kernels") is None, reason="needs the compiled core"
@@ -82,6 +85,23 @@ def test_pytorch_does_the_same_work(recompute):
 
 @kernels
 @torch
+@pytest.mark.parametrize("tied", [False, True])
+def test_pytorchs_llama_does_the_same_work(tied):
+    config = LlamaConfig(
+        vocab_size=61, context=24, layers=2, heads=4, kv_heads=2, head_size=8, width=32, hidden=64,
+        rope=Rope(8, 500.0), tied=tied,
+    )  # fmt: skip
+    shape = {"batch": 2, "time": 8, "threads": 1, "steps": 3}
+    result = train.run(train.TrainBenchmark(config, **shape, peers=("eager",)))
+    assert result["peers"]["eager"]["loss_difference"] < 1e-5
+    assert result["model"] == "Llama" and result["limit"]["gemm_gflops"] > 0
+    other = replace(config, qk_norm=True)
+    with pytest.raises(TenaraiError, match="plain Llama"):
+        train.run(train.TrainBenchmark(other, **shape, peers=("eager",)))
+
+
+@kernels
+@torch
 def test_a_peer_that_does_other_work_gets_no_speed(monkeypatch):
     def other(module, threads, configuration, **options):
         if module.endswith("torch_peer"):
@@ -142,6 +162,12 @@ def test_work_of_a_step_is_counted_once_per_product():
     products = limits.gpt2_products(rows, c.layers, c.width, c.vocab_size)
     matrices = sum(p.size for p in GPT2(c).table() if len(p.shape) == 2 and p.name != "wpe.weight")
     assert sum(3 * p.count * p.flops for p in products) == 6 * rows * matrices
+
+
+def test_work_of_a_llama_is_counted_once_per_product():
+    c = LlamaConfig(61, 24, 3, 4, 2, 8, 40, 64, Rope(8), tied=True)
+    matrices = sum(p.size for p in Llama(c).table() if len(p.shape) == 2)
+    assert sum(3 * p.count * p.flops for p in limits.llama_products(5, c)) == 30 * matrices
 
 
 def test_rate_is_all_operations_over_all_seconds():

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from tenarai.models.llama_config import LlamaConfig
+
 from .peer import Peer, serve
 from .timing import call_seconds
 
@@ -46,6 +48,20 @@ def gpt2_products(rows: int, layers: int, channels: int, vocabulary: int) -> lis
         Product("fc", layers, rows, c, 4 * c),
         Product("fc_projection", layers, rows, 4 * c, c),
         Product("vocabulary", 1, rows, c, vocabulary),
+    ]
+
+
+def llama_products(rows: int, config: LlamaConfig) -> list[Product]:
+    """As gpt2_products, of a Llama without experts."""
+    c, layers = config, config.layers
+    q, kv = c.heads * c.head_size, c.kv_heads * c.head_size
+    return [
+        Product("q", layers, rows, c.width, q),
+        Product("k, v", 2 * layers, rows, c.width, kv),
+        Product("o", layers, rows, q, c.width),
+        Product("gate, up", 2 * layers, rows, c.width, c.hidden),
+        Product("down", layers, rows, c.hidden, c.width),
+        Product("vocabulary", 1, rows, c.width, c.vocab_size),
     ]
 
 
@@ -114,16 +130,14 @@ def read_bandwidth_alone(threads: int) -> float:
 
 
 class StepLimits:
-    """The best GEMM times at a GPT-2 step's shapes, and the memory bandwidth, best of all rounds.
+    """The best GEMM times at a step's shapes, and the memory bandwidth, best of all rounds.
 
     A round is a process that ends before others are measured: BLAS's threads spin for a while.
     """
 
-    def __init__(
-        self, rows: int, layers: int, channels: int, vocabulary: int, threads: int
-    ) -> None:
+    def __init__(self, products: list[Product], threads: int) -> None:
         self.threads = threads
-        self.products = gpt2_products(rows, layers, channels, vocabulary)
+        self.products = products
         self.repeats = 10  # a round; of products that take longer than SECONDS one
         self.answers: list[dict[str, Any]] = []
         self.bandwidth = 0.0

@@ -1,4 +1,4 @@
-"""Our side of `bench train`: forward, backward and AdamW of GPT-2 on the kernels, a step a request.
+"""Our side of `bench train`: forward, backward and AdamW on the kernels, a step a request.
 
 The same work as a step of the training loop with one micro-batch, its clipping left out, because
 the opponent does none either. Run as a program it serves steps (see `peer.py`).
@@ -14,6 +14,8 @@ import numpy as np
 
 from ..models.gpt2 import GPT2, GPT2Config
 from ..models.gradients import micro_batch
+from ..models.llama import Llama, LlamaConfig
+from ..models.rope import Rope
 from ..models.table import Weights
 from ..ops import Arena, Fast
 from .peer import Answer, serve
@@ -40,6 +42,19 @@ class Timed:
         return timed
 
 
+def model_of(config: dict[str, Any], recompute: bool) -> GPT2 | Llama:
+    """The model of a configuration that came as JSON. Only a Llama's has a RoPE."""
+    if "rope" not in config:
+        return GPT2(GPT2Config(**config), recompute=recompute)
+
+    def tuples(fields: dict[str, Any]) -> dict[str, Any]:
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+
+    config = tuples(config)
+    ropes = {k: config[k] and Rope(**tuples(config[k])) for k in ("rope", "local_rope")}
+    return Llama(LlamaConfig(**config | ropes), recompute=recompute)
+
+
 class Step:
     """A model, its optimiser's moments and its batches; `step(index)` is one step of training."""
 
@@ -51,9 +66,7 @@ class Step:
             arena=self.arena,
             strassen=request.get("strassen", False),
         )
-        self.model = GPT2(
-            GPT2Config(**request["config"]), recompute=request.get("recompute", False)
-        )
+        self.model = model_of(request["config"], request.get("recompute", False))
         table = self.model.table()
         self.params = Weights(table).initialise(0)
         self.grads, self.m, self.v = (Weights(table) for _ in range(3))
@@ -109,8 +122,8 @@ class Step:
 
 
 def configure(request: dict[str, Any]) -> Answer:
-    """{"threads", "config" (of GPT2Config), "tokens" (.npy), "optimiser", "recompute", "strassen",
-    "isa", "save_weights" (where the initial weights go, .npz)}."""
+    """{"threads", "config" (of GPT2Config or LlamaConfig), "tokens" (.npy), "optimiser",
+    "recompute", "strassen", "isa", "save_weights" (where the initial weights go, .npz)}."""
     step = Step(request)
 
     def answer(ask: dict[str, Any]) -> dict[str, Any]:

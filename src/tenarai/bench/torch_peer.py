@@ -1,4 +1,4 @@
-"""GPT-2 in plain PyTorch: the opponent, given its best.
+"""GPT-2 in plain PyTorch, and `torch_llama.py`'s Llama: the opponent, given its best.
 
 Fused AdamW, `scaled_dot_product_attention`, tied weights, no dropout, optionally
 `torch.compile`; `peer.py` adds the malloc settings that it gains from. Run as a program it serves
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .peer import Answer, serve
+from .torch_llama import TorchLlama
 
 
 class Block(nn.Module):
@@ -88,7 +89,7 @@ def load_weights(model: TorchGPT2, weights: dict[str, np.ndarray]) -> None:
     model.load_state_dict(state)
 
 
-def optimiser_of(model: TorchGPT2, settings: dict[str, Any]) -> torch.optim.AdamW:
+def optimiser_of(model: nn.Module, settings: dict[str, Any]) -> torch.optim.AdamW:
     """Fused AdamW that decays matrices only, with the learning rate and betas of `settings`."""
     matrices = [p for p in model.parameters() if p.dim() == 2]
     vectors = [p for p in model.parameters() if p.dim() != 2]
@@ -109,10 +110,14 @@ def configure(request: dict[str, Any]) -> Answer:
     "tokens" (an .npy file (steps, B, T + 1)), "optimiser", "compile"}."""
     torch.set_num_threads(request["threads"])
     torch.manual_seed(0)
-    model = TorchGPT2(**request["config"])
+    llama = "rope" in request["config"]
+    model = TorchLlama(request["config"]) if llama else TorchGPT2(**request["config"])
     if request.get("weights"):
         with np.load(request["weights"]) as file:
-            load_weights(model, dict(file))
+            if isinstance(model, TorchLlama):
+                model.load_state_dict({k: torch.from_numpy(v) for k, v in file.items()})
+            else:
+                load_weights(model, dict(file))
     optimiser = optimiser_of(model, request["optimiser"])
     batches = torch.from_numpy(np.load(request["tokens"]).astype(np.int64))
     loss_of: Any = torch.compile(model) if request.get("compile") else model

@@ -1,4 +1,4 @@
-"""`bench train`: a GPT-2 training step against the machine's GEMM rate and against PyTorch.
+"""`bench train`: a step of GPT-2 or a Llama against the machine's GEMM rate and PyTorch.
 
 Each side is a process of its own, and steps alternate (ours, theirs, ours, ...), so that whatever
 else the machine does falls on both. The peers are met one after the other: eager PyTorch at
@@ -21,8 +21,10 @@ import numpy as np
 
 from tenarai.errors import TenaraiError
 from tenarai.models.gpt2 import GPT2, GPT2Config
+from tenarai.models.llama import Llama, LlamaConfig
+from tenarai.models.rope import Rope
 
-from .limits import StepLimits
+from .limits import StepLimits, gpt2_products, llama_products
 from .peer import Peer, PeerError, busy_seconds
 
 OPTIMISER = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
@@ -34,7 +36,7 @@ Say = Callable[[str], None]
 class TrainBenchmark:
     """What is measured: a model, its batch, and how often."""
 
-    config: GPT2Config
+    config: GPT2Config | LlamaConfig
     batch: int = 4  # B
     time: int = 64  # T
     threads: int = 2
@@ -93,19 +95,17 @@ def run(benchmark: TrainBenchmark, say: Say = lambda text: None) -> dict[str, An
 
 
 def _run(benchmark: TrainBenchmark, folder: Path, say: Say) -> dict[str, Any]:
-    model = GPT2(benchmark.config)
+    config = benchmark.config
+    model = Llama(config) if isinstance(config, LlamaConfig) else GPT2(config)
     tokens = benchmark.batch * benchmark.time
     flops = tokens * model.flops_per_token(benchmark.time)
     _write_tokens(benchmark, folder)
     say("GEMM rate of NumPy's BLAS at the step's shapes, first half ...")
-    config = benchmark.config
-    limits = StepLimits(
-        benchmark.batch * benchmark.time,
-        config.layers,
-        config.width,
-        config.vocab_size,
-        benchmark.threads,
-    )
+    if isinstance(config, LlamaConfig):
+        products = llama_products(tokens, config)
+    else:
+        products = gpt2_products(tokens, config.layers, config.width, config.vocab_size)
+    limits = StepLimits(products, benchmark.threads)
     limits.measure()
     ours, result_of_peers = Side(), {}
     if not benchmark.peers:
@@ -193,7 +193,11 @@ def _alternate(
             process.close()
 
 
-def _torch_config(config: GPT2Config) -> dict[str, Any]:
+def _torch_config(config: GPT2Config | LlamaConfig) -> dict[str, Any]:
+    if isinstance(config, LlamaConfig):
+        if config != _plain_llama(config):
+            raise TenaraiError("the PyTorch peer of the Llama family is a plain Llama: --vs none")
+        return asdict(config)
     if not config.bias or config.dropout or config.gelu != "tanh":
         raise TenaraiError("the PyTorch peer has biases, the tanh GELU and no dropout")
     return {
@@ -203,6 +207,14 @@ def _torch_config(config: GPT2Config) -> dict[str, Any]:
         "context": config.context,
         "vocabulary": config.vocab_size,
     }
+
+
+def _plain_llama(c: LlamaConfig) -> LlamaConfig:
+    """What of c the PyTorch peer computes."""
+    return LlamaConfig(
+        c.vocab_size, c.context, c.layers, c.heads, c.kv_heads, c.head_size, c.width, c.hidden,
+        Rope(c.head_size, c.rope.base), tied=c.tied, norm_eps=c.norm_eps,
+    )  # fmt: skip
 
 
 def _compared(mine: Side, theirs: Side, tokens: int, flops: int) -> dict[str, Any]:
@@ -228,7 +240,7 @@ def _compared(mine: Side, theirs: Side, tokens: int, flops: int) -> dict[str, An
 
 def _result(
     benchmark: TrainBenchmark,
-    model: GPT2,
+    model: GPT2 | Llama,
     ours: Side,
     peers: dict[str, dict[str, Any]],
     limits: StepLimits,
@@ -239,6 +251,7 @@ def _result(
     return {
         "benchmark": "train",
         "machine": machine(),
+        "model": "Llama" if isinstance(model, Llama) else "GPT-2",
         "config": asdict(benchmark.config),
         "parameters": sum(param.size for param in model.table()),
         "batch": benchmark.batch,
@@ -289,7 +302,7 @@ def torch_is_installed() -> bool:
 def table(result: dict[str, Any]) -> str:
     """The result for people."""
     lines = [
-        f"GPT-2, {result['parameters'] / 1e6:.1f} M parameters, B = {result['batch']}, "
+        f"{result['model']}, {result['parameters'] / 1e6:.1f} M parameters, B = {result['batch']}, "
         f"T = {result['time']}, {result['threads']} threads: {result['gflop_per_step']:.1f} GFLOP "
         "a step",
         "",

@@ -20,6 +20,8 @@ Examples:
       one line of JSON, no peer
   tenarai bench train --preset char -b 12 -T 64 --vs eager
       nanoGPT's recipe for a CPU
+  tenarai bench train --preset llama-15m -b 8 -T 256 --vs torch
+      a step of llama2.c's 15 million weights
 """
 
 OPS_EXAMPLES = """
@@ -168,12 +170,19 @@ def infer(
 def _config(preset: str) -> Any:
     """The preset's model, with the vocabulary of its tokenizer."""
     from tenarai.config import resolve
+    from tenarai.errors import TenaraiError
     from tenarai.models.gpt2 import GPT2Config
+    from tenarai.train.model import model_of
 
     settings = resolve(preset=preset)
     data, model = settings.data, settings.model
+    vocab_size = VOCABULARIES.get(data.tokenizer, data.vocab)
+    if model.family == "llama":
+        if model.experts:
+            raise TenaraiError(f"--preset {preset}: mixtures of experts are not measured")
+        return model_of(model, settings.optimiser, vocab_size).config
     return GPT2Config(
-        vocab_size=VOCABULARIES.get(data.tokenizer, data.vocab),
+        vocab_size=vocab_size,
         context=model.context,
         layers=model.layers,
         heads=model.heads,
