@@ -8,6 +8,7 @@
 #include "parts.h"
 #include "quant_bytes.h"
 #include "quant_gemm.h"
+#include "quant_gradient.h"
 #include "quant_rows.h"
 
 namespace tenarai {
@@ -140,8 +141,17 @@ void quant_linear_forward(Pool& pool, float* y, const float* x, const uint8_t* w
 
 void quant_linear_backward(Pool& pool, float* dx, float* expanded, const float* dy,
                            const uint8_t* w, QuantFormat format, i64 M, i64 I, i64 O, i64 row_bytes,
-                           bool strassen) {
+                           bool strassen, Activations activations) {
   const PieceRows rows{expander(format), w, row_bytes};
+#if defined(__AVX512VNNI__)
+  const i64 block = block_size(format).weights;
+  if (activations == Activations::bytes && block > 1)
+    return backward_rounded<GradientBytes>(pool, dx, dy, rows, block, M, I, O);
+  if (activations == Activations::words && block > 1)
+    return backward_rounded<GradientWords>(pool, dx, dy, rows, block, M, I, O);
+#else
+  (void)activations;
+#endif
   for (i64 o = 0; o < O; o += kExpandedRows) {
     const i64 n = at_most(kExpandedRows, O - o);
     for_parts(pool, n, I, 1, [&](int, i64 begin, i64 end) {

@@ -156,8 +156,8 @@ class Fast(Attention, LinearAttention):
                 f"linear_backward: {w.format.name} weights are frozen, dw must be None"
             )
         expanded = self._expanded(w) if expanded is None else expanded
-        number = w.format.number
-        self._run("quant_linear_backward", dx, expanded, dy, w.data, number, self.strassen)
+        how = (w.format.number, self.strassen, self.activations)
+        self._run("quant_linear_backward", dx, expanded, dy, w.data, *how)
         if gelu != "off":
             self._run("gelu_backward", dx, dx, x, gelu)
         if db is not None and not self.arena.dry:
