@@ -1,9 +1,10 @@
 // dx = dy w of a quantised weight w (O, I) in whole numbers, for gradients of activations:
 //
-//     dy[m][o] ≈ dy_scale · p     rounded as the forward rounds its rows: a scale for 32 outputs
-//                                 (bytes) or 256 (words)
-//     w[o][i]  ≈ w_scale · q      |q| <= 127 (bytes) or 4095 (words), for each input i a scale for
-//                                 128 outputs
+//     dy[m][o] ≈ dy_scale · p     |p| <= 127 (bytes) or 8191 (words), a scale for 32 outputs
+//     w[o][i]  ≈ w_scale · q      so too, for each input i a scale for 128 outputs
+//
+// Gradients of logits are one large number among many small ones, so a scale for more outputs would
+// lose those beside it (docs/LOG.md).
 //
 // The sum runs over outputs and the blocks of w along inputs, so the blocks' scales cannot be taken
 // out of it: w is expanded to floats, 128 outputs × 256 inputs at a time, and rounded once more.
@@ -14,7 +15,7 @@
 //       for groups of 256 outputs
 //         expand, round and interleave 256 × kStrip          stays in L2
 //         for panels of kCols inputs, for tiles of rows
-//           dx += the forward's micro-kernel (quant_bytes.h, quant_gemm.h)
+//           dx += the forward's micro-kernel (bytes), or one like it (words)
 //
 // Only where the CPU multiplies and adds whole numbers in one instruction (AVX-512 VNNI): elsewhere
 // words are no faster than floats. A row of dx is the same whatever other rows there are, and for
@@ -64,24 +65,116 @@ struct GradientBytes {
     }
   }
   // to (kTile, kCols), `stride` apart, += rows of dy from place `at` on, times a panel.
-  static TENARAI_ALWAYS void multiply(float* to, i64 stride, const Rows& dy, i64 at, i64,
+  static TENARAI_ALWAYS void multiply(float* to, i64 stride, const Rows& dy, i64 at,
                                       const Panel& panel) {
     byte_kernel<true, false>(to, stride, dy.q + at * kGroup, dy.scale + at * kBlocks,
                              dy.sums + at * kBlocks, dy.start + at * kBlocks, panel);
   }
 };
 
+// M rows of words with a scale for 32, and zeros up to a multiple of kTileRows.
+struct FineWordRows {
+  i64 M, groups;
+  int16_t* q;    // (groups, M, 256)
+  float* scale;  // (groups, M, 8)
+
+  static size_t bytes(i64 M, i64 I) {
+    const i64 rows = round_up(M, kTileRows);
+    return static_cast<size_t>(WordRows::groups_of(I) * rows) * (kGroup * 2 + kBlocks * 4);
+  }
+  FineWordRows(void* memory, i64 rows, i64 I)
+      : M(round_up(rows, kTileRows)), groups(WordRows::groups_of(I)) {
+    q = static_cast<int16_t*>(memory);
+    scale = reinterpret_cast<float*>(q + groups * M * kGroup);
+  }
+  // n numbers; the largest is found as an integer, so that a NaN is larger than all.
+  void round_block(i64 at, const float* x, i64 n) const {
+    const auto some = [&](i64 from) __attribute__((always_inline)) {
+      const i64 left = n - from;
+      return left >= kLanes ? load(x + from) : left > 0 ? load_n(x + from, left) : vf{};
+    };
+    const vf a = some(0), b = some(kLanes);
+    const vi p = bits(a) & 0x7fffffff, r = bits(b) & 0x7fffffff;
+    const int32_t most = _mm512_reduce_max_epi32((__m512i)(p > r ? p : r));
+    float max;
+    std::memcpy(&max, &most, 4);
+    const float inverse = max > 1e-30f ? 8191.0f / max : 0.0f;
+    const auto words = [&](vf v) __attribute__((always_inline)) {
+      return _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32((__m512)(v * inverse)));
+    };
+    _mm256_storeu_si256((__m256i*)(q + at * kBlock), words(a));
+    _mm256_storeu_si256((__m256i*)(q + at * kBlock + kLanes), words(b));
+    scale[at] = max / 8191.0f;
+  }
+};
+
+// y (kTileRows, kCols), `stride` apart, += a group of rows, x and their scales, times a panel.
+static void fine_word_kernel(float* y, i64 stride, const int16_t* x, const float* x_scale,
+                             const Panel& panel) {
+#define TENARAI_TILE(X) X(0) X(1) X(2) X(3)
+  const int32_t* w = panel.pairs;
+  for (int half = 0; half < 2; ++half) {
+#define DECLARE(i) __m512 f##i##0 = {}, f##i##1 = {}, f##i##2 = {};
+    TENARAI_TILE(DECLARE)
+#undef DECLARE
+    for (int j = 4 * half; j < 4 * half + 4; ++j) {
+#define DECLARE(i) __m512i c##i##0 = {}, c##i##1 = {}, c##i##2 = {};
+      TENARAI_TILE(DECLARE)
+#undef DECLARE
+#pragma GCC unroll 16
+      for (int k = 0; k < 16; ++k, w += kCols) {
+        const __m512i b0 = _mm512_load_si512(w), b1 = _mm512_load_si512(w + 16),
+                      b2 = _mm512_load_si512(w + 32);
+#define ACCUMULATE(i)                                      \
+  {                                                        \
+    int32_t two;                                           \
+    std::memcpy(&two, x + i * kGroup + j * 32 + k * 2, 4); \
+    const __m512i a = _mm512_set1_epi32(two);              \
+    c##i##0 = _mm512_dpwssd_epi32(c##i##0, a, b0);         \
+    c##i##1 = _mm512_dpwssd_epi32(c##i##1, a, b1);         \
+    c##i##2 = _mm512_dpwssd_epi32(c##i##2, a, b2);         \
+  }
+        TENARAI_TILE(ACCUMULATE)
+#undef ACCUMULATE
+      }
+#define FINISH(i)                                                       \
+  {                                                                     \
+    const __m512 t = _mm512_set1_ps(x_scale[i * kBlocks + j]);          \
+    f##i##0 = _mm512_fmadd_ps(_mm512_cvtepi32_ps(c##i##0), t, f##i##0); \
+    f##i##1 = _mm512_fmadd_ps(_mm512_cvtepi32_ps(c##i##1), t, f##i##1); \
+    f##i##2 = _mm512_fmadd_ps(_mm512_cvtepi32_ps(c##i##2), t, f##i##2); \
+  }
+      TENARAI_TILE(FINISH)
+#undef FINISH
+    }
+    const float* scale = panel.scale + half * kCols;
+#define ADD(i, v)                                                                           \
+  {                                                                                         \
+    float* to = y + i * stride + 16 * v;                                                    \
+    _mm512_storeu_ps(                                                                       \
+        to, _mm512_fmadd_ps(f##i##v, _mm512_load_ps(scale + 16 * v), _mm512_loadu_ps(to))); \
+  }
+#define FINISH(i) ADD(i, 0) ADD(i, 1) ADD(i, 2)
+    TENARAI_TILE(FINISH)
+#undef FINISH
+#undef ADD
+  }
+#undef TENARAI_TILE
+}
+
 struct GradientWords {
-  using Rows = WordRows;
+  using Rows = FineWordRows;
   using Panel = TENARAI_ISA::Panel;
-  static constexpr i64 kTile = kRows;
-  static constexpr float kLimit = 4095.0f;
-  static_assert(4095 * 4095 <= 0x7fffffff / kShared, "sums of kShared products fit");
+  static constexpr i64 kTile = kTileRows;
+  static constexpr float kLimit = 8191.0f;
+  static_assert(8191 * 8191 <= 0x7fffffff / 32, "sums of 32 products fit");
 
   static void round(const Rows& to, const float* dy, i64 stride, i64 n, i64 rows, i64 begin,
                     i64 end) {
-    for (i64 m = begin; m < at_most(end, rows); ++m)
-      round_activations(to, dy + m * (stride - n), n, m, m + 1, false, 4095, 8);
+    for (i64 m = begin; m < end; ++m)
+      for (i64 o = 0; o < to.groups * kGroup; o += kBlock)
+        to.round_block((o / kGroup * to.M + m) * kBlocks + o % kGroup / kBlock, dy + m * stride + o,
+                       m < rows ? n - o : 0);
   }
   static void put(Panel* panel, i64 at, i64 j, const float* w, vf inverse) {
     const auto level = [&](i64 r) __attribute__((always_inline)) {
@@ -92,19 +185,9 @@ struct GradientWords {
       _mm512_store_si512(
           to, _mm512_mask_mov_epi16(_mm512_slli_epi32(level(r + 1), 16), 0x55555555u, level(r)));
   }
-  static TENARAI_ALWAYS void multiply(float* to, i64 stride, const Rows& dy, i64 at, i64 rows,
+  static TENARAI_ALWAYS void multiply(float* to, i64 stride, const Rows& dy, i64 at,
                                       const Panel& panel) {
-    const int32_t* p = reinterpret_cast<const int32_t*>(dy.q + at * kGroup);
-    const WordKernel kernel = choose_word_kernel(rows);
-    alignas(64) float sums[kRows * kCols];
-    constexpr i64 kHalf = kShared / 2;  // pairs
-    kernel(sums, p, panel.pairs, panel.scale, kHalf, true);
-    kernel(sums, p + kHalf, panel.pairs + kHalf * kCols, panel.scale + kCols, kHalf, false);
-    for (i64 i = 0; i < rows; ++i)
-      for (i64 j = 0; j < kCols; j += kLanes) {
-        float* y = to + i * stride + j;
-        store(y, load(y) + load(sums + i * kCols + j) * dy.scale[at + i]);
-      }
+    fine_word_kernel(to, stride, dy.q + at * kGroup, dy.scale + at * kBlocks, panel);
   }
 };
 
@@ -196,12 +279,12 @@ struct GradientProduct {
     if (rows == Kind::kTile && n == kCols) {
       for (i64 row = 0; row < rows; ++row)  // needed when the sums are done
         for (i64 j = 0; j < kCols; j += 16) __builtin_prefetch(y + row * I + j, 1);
-      return Kind::multiply(y, I, dy, at, rows, panel);
+      return Kind::multiply(y, I, dy, at, panel);
     }
     alignas(64) float edge[Kind::kTile * kCols] = {};
     for (i64 row = 0; row < rows; ++row)
       std::memcpy(edge + row * kCols, y + row * I, static_cast<size_t>(n) * 4);
-    Kind::multiply(edge, kCols, dy, at, rows, panel);
+    Kind::multiply(edge, kCols, dy, at, panel);
     for (i64 row = 0; row < rows; ++row)
       std::memcpy(y + row * I, edge + row * kCols, static_cast<size_t>(n) * 4);
   }

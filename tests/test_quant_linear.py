@@ -152,10 +152,10 @@ def rounds_gradients(isa: str, name: str, activations: str) -> bool:
 
 
 def backward_bound(dy: np.ndarray, w: np.ndarray, activations: str) -> np.ndarray:
-    """What rounding may change, at worst: half a step each. dy has a scale for 32 outputs or, in
-    words, 256; w (O, I) one for 128 outputs of each input."""
-    block, most = (32, 127) if activations == "bytes" else (256, 4095)
-    step, w_step = largest(dy, block) / most, largest(np.ascontiguousarray(w.T), 128).T / most
+    """What rounding may change, at worst: half a step each. dy has a scale for 32 outputs, w
+    (O, I) one for 128 outputs of each input."""
+    most = 127 if activations == "bytes" else 8191
+    step, w_step = largest(dy, 32) / most, largest(np.ascontiguousarray(w.T), 128).T / most
     return step / 2 @ np.abs(w) + (np.abs(dy) + step / 2) @ w_step / 2
 
 
@@ -192,7 +192,7 @@ def test_gradients_of_many_rows_and_outputs(isa, name, activations):
     dx = fast(2, isa, None, activations).linear_backward(dy, (x, q, "off"), None)
     rows = [0, 500, 1023, 1024, 1063]
     exact = dy[rows].astype(np.float64) @ w
-    most = {"words": 1.5e-3, "bytes": 1.5e-2}[activations]  # with outliers of 50 times the rest
+    most = {"words": 4e-4, "bytes": 2.5e-2}[activations]  # dy has outliers
     assert np.linalg.norm(dx[rows] - exact) < most * np.linalg.norm(exact)
     if not rounds_gradients(isa, name, activations):
         return
