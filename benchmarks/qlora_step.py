@@ -48,8 +48,9 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--steps", type=int, default=3, help="that count (%(default)s)")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--answers", type=float, default=1.0, help="share of tokens that count")
-    p.add_argument("--activations", choices=("float32", "words", "bytes"), default="float32")
-    p.add_argument("--strassen", action="store_true", help="ours: seven products for eight")
+    p.add_argument("--activations", choices=("float32", "words", "bytes"), default="words")
+    p.add_argument("--strassen", action=argparse.BooleanOptionalAction, default=True,
+                   help="ours: seven products for eight")  # fmt: skip
     p.add_argument("--recompute", action="store_true", help="ours keeps each block's input alone")
     p.add_argument("--alone", action="store_true", help="without PyTorch: speed and memory of ours")
     p.add_argument("--json", action="store_true", help="the last line alone")

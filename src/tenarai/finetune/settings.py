@@ -55,9 +55,10 @@ class Model:
         0, "longest example, and length of a row, in tokens; 0: as the model's, 512 at most", low=0
     )
     activations: str = setting(
-        "float32",
-        "in products forward with a quantised model's weights: float32, words (16 bits) or bytes, "
-        "faster and less exact; gradients are float32",
+        "words",
+        "what activations and their gradients are rounded to in products with a quantised model's "
+        "weights: words (12 to 16 bits), bytes (faster, gradients of a deep model are off by some "
+        "10 %) or float32 (not at all)",
         choices=("float32", "words", "bytes"),
     )
     recompute: bool = setting(

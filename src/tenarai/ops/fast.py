@@ -62,7 +62,9 @@ class Fast(Attention, LinearAttention):
     Results are the same bits for the same thread count and instruction set. With an arena,
     activations come from it. In products with quantised weights activations are rounded to whole
     numbers of 12 bits and more ("words": 1e-4 of the product), of 8 bits ("bytes": 5e-3, the
-    fastest for many rows, on CPUs with AVX-512 VNNI; words elsewhere), or are not ("float32").
+    fastest for many rows, on CPUs with AVX-512 VNNI; words elsewhere), or are not ("float32"). So
+    are their gradients in the backward, on CPUs with AVX-512 VNNI (words: 1e-4 of the product,
+    bytes: 8e-3), and elsewhere they are not.
     With `strassen` large float32 products take seven multiplications for eight: 4 to 9 % less
     time, rounding errors 1.4 times as large, and a row's result then depends on the rows beside
     it. Not for two Python threads at once.

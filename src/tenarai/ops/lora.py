@@ -11,7 +11,8 @@ With h = d(x) Aᵀ and z = s h, both (..., r),
 
 Saved: x and z. d(x) is drawn again in the backward: random numbers are counted, so the mask is
 the same, and a second x need not be kept. W is read twice, in the forward and for dx, and has no
-gradient; a quantised W is expanded a few rows at a time, never whole.
+gradient; a quantised W is expanded a few rows at a time, never whole. In what numbers the ops below
+multiply (float32, or rounded ones) is theirs to say.
 
 Source: Hu and others, "LoRA: Low-rank adaptation of large language models" (2021); over a
 quantised W, Dettmers and others, "QLoRA" (2023).
