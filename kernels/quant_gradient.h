@@ -67,8 +67,7 @@ struct GradientBytes {
   // to (kTile, kCols), `stride` apart, += rows of dy from place `at` on, times a panel.
   static TENARAI_ALWAYS void multiply(float* to, i64 stride, const Rows& dy, i64 at,
                                       const Panel& panel) {
-    byte_kernel<true, false>(to, stride, dy.q + at * kGroup, dy.scale + at * kBlocks,
-                             dy.sums + at * kBlocks, dy.start + at * kBlocks, panel);
+    byte_kernel<true, false>(to, stride, dy, at, panel);
   }
 };
 
