@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ from tenarai.io.atomic import WriteError
 from tenarai.io.checkpoint import Checkpoint
 from tenarai.io.checkpoint_folder import list_checkpoints
 from tenarai.models.table import Param, Weights
-from tenarai.ops import reference
-from tenarai.train import memory, state
+from tenarai.ops import Fast, reference
+from tenarai.train import memory, peak, state
 from tenarai.train.metrics import read_metrics
 from tenarai.train.optim import AdamW, clip_scale, global_norm
 from tenarai.train.run import train
@@ -63,6 +64,33 @@ def test_public_function_and_reference_ops(text, tmp_path):
     slow = tenarai.train(out=tmp_path / "slow", report=Quiet(), ops=reference, **settings)
     fast = tenarai.train(out=tmp_path / "fast", report=Quiet(), **settings)
     assert slow.loss == pytest.approx(fast.loss, rel=1e-5)
+
+
+def test_mfu_is_of_the_faster_product(run, tmp_path, monkeypatch):
+    """Beside a slow BLAS alone, the kernels would use more than the machine has."""
+    monkeypatch.setattr(peak, "gemm_peak", lambda threads: 1e-3)
+    result, report = run(steps=3)
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert all(0 < r["mfu"] < 1 for r in records if "mfu" in r) and 0 < result.mfu < 1
+    assert any("MFU is of it" in line for line in report.said)
+    monkeypatch.setattr(peak, "gemm_peak", lambda threads: 1e6)
+    assert peak.best_product(Fast(1)) == 1e6
+    assert peak.best_product(reference) == 1e6  # which has no kernels
+    monkeypatch.setattr(peak, "gemm_peak", lambda threads: None)
+    assert peak.best_product(reference) is None and peak.best_product(Fast(1)) > 0
+
+
+def test_the_rate_of_a_product():
+    """All of its multiplications and additions, over the shortest call."""
+
+    class Slow:
+        times = iter([0.03, 0.01, 0.03])
+
+        def linear_forward(self, x, w, *, out):
+            time.sleep(next(self.times))
+
+    rate = peak.kernels_peak(Slow(), size=100, seconds=0.05)
+    assert 2 * 100**3 / 0.03 / 1e9 < rate <= 2 * 100**3 / 0.01 / 1e9
 
 
 def test_same_bits_twice(run, tmp_path):

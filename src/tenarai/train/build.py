@@ -23,7 +23,7 @@ from .loop import Plans, Trainer
 from .metrics import Metrics, cut_samples
 from .model import model_of
 from .optim import optimiser_of
-from .peak import gemm_peak
+from .peak import best_product
 from .report import Report
 from .state import State
 
@@ -43,7 +43,7 @@ def build(
     ops = ops or Fast(settings.run.threads or None, arena=Arena(), strassen=settings.run.strassen)
     dataset = data.load(settings.data.source, settings.data.tokenizer, settings.data.vocab)
     model = model_of(settings.model, settings.optimiser, dataset.vocab_size)
-    peak = gemm_peak(getattr(ops, "threads", 1))
+    peak = best_product(ops)
     report.say(_what(settings, model, dataset, ops, peak))
 
     _import_what_comes_later(settings)
@@ -178,7 +178,7 @@ def _what(settings: Settings, model: AnyModel, dataset: Any, ops: Any, peak: flo
     o = settings.optimiser
     step = o.batch * o.accumulate * c.context
     machine = f"{getattr(ops, 'threads', 1)} threads, {getattr(ops, 'isa', 'NumPy')}"
-    gemm = f", {peak:.0f} GFLOP/s (float32 matrix product of NumPy)" if peak else ""
+    gemm = f", {peak:.0f} GFLOP/s (best float32 matrix product, MFU is of it)" if peak else ""
     return (
         f"model: {name_of(model)} of {count / 1e6:.2f} million weights: {c.layers} layers, "
         f"{c.heads} heads{keys}, width {c.width}, context {c.context}\n"

@@ -1,6 +1,9 @@
-"""This machine's best float32 matrix product, by NumPy's BLAS: what a training's MFU is of.
+"""This machine's best float32 matrix product, by NumPy's BLAS and by a run's own kernels.
 
-BLAS has threads of its own, whose number is fixed when NumPy is imported; so the measurement is
+A training's MFU is of the faster. By Strassen's scheme the kernels' products count as if all
+eight multiplications were made, as a step's do: beside BLAS alone a step could exceed 100 %.
+
+BLAS has threads of its own, whose number is fixed when NumPy is imported; so its measurement is
 a process of its own, which runs this file as a program.
 """
 
@@ -10,12 +13,30 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 SIZE = 512  # large enough for the full rate, short enough to fall between other work
+SIZE_OF_KERNELS = 768  # where theirs is fastest
 SECONDS = 0.3
 _VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
+
+
+def best_product(ops: Any) -> float | None:
+    """GFLOP/s of the faster of NumPy's product and that of `ops` as a run is set; None where
+    neither can be taken (the reference ops have no kernels)."""
+    threads = getattr(ops, "threads", None)
+    rates = [gemm_peak(threads or 1), kernels_peak(ops) if threads else None]
+    return max((rate for rate in rates if rate is not None), default=None)
+
+
+def kernels_peak(ops: Any, size: int = SIZE_OF_KERNELS, seconds: float = SECONDS) -> float:
+    """GFLOP/s of the best product of size × size matrices by the kernels within `seconds`."""
+    x, w = np.ones((size, size), np.float32), np.ones((size, size), np.float32)
+    y = np.empty_like(x)
+    return 2 * size**3 / _best(lambda: ops.linear_forward(x, w, out=y), seconds) / 1e9
 
 
 def gemm_peak(threads: int) -> float | None:
@@ -44,14 +65,19 @@ def measure(size: int = SIZE, seconds: float = SECONDS) -> float:
     """GFLOP/s of the best product of size × size matrices within `seconds`, in this process."""
     a, b = np.ones((size, size), np.float32), np.ones((size, size), np.float32)
     out = np.empty_like(a)
+    return 2 * size**3 / _best(lambda: np.matmul(a, b, out=out), seconds) / 1e9
+
+
+def _best(call: Callable[[], object], seconds: float) -> float:
+    """Seconds of the shortest call within `seconds`, of one at least."""
     best, start = np.inf, time.perf_counter()
     while True:
         before = time.perf_counter()
-        np.matmul(a, b, out=out)
+        call()
         now = time.perf_counter()
         best = min(best, now - before)
         if now - start > seconds:
-            return 2 * size**3 / best / 1e9
+            return best
 
 
 if __name__ == "__main__":
