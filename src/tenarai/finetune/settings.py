@@ -58,7 +58,7 @@ class Model:
         "words",
         "what activations and their gradients are rounded to in products with a quantised model's "
         "weights: words (12 to 16 bits), bytes (faster, gradients of a deep model are off by some "
-        "10 %) or float32 (not at all)",
+        "5 %) or float32 (not at all)",
         choices=("float32", "words", "bytes"),
     )
     recompute: bool = setting(
