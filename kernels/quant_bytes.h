@@ -57,14 +57,14 @@ struct ByteRows {
     which = place + groups * M * kBlocks;
   }
 
-  // Rows [begin, end) of x (rows, I).
-  void round(const float* x, i64 I, i64 rows, i64 begin, i64 end) const {
+  // Rows [begin, end) of x (rows, I), `stride` from row to row.
+  void round(const float* x, i64 stride, i64 I, i64 rows, i64 begin, i64 end) const {
     for (i64 m = begin; m < end; ++m)
       for (i64 g = 0; g < groups; ++g) {
         int apart = 0;
         for (int j = 0; j < kBlocks; ++j) {
           const i64 i = g * kGroup + j * kBlock, n = m < rows ? at_most(kBlock, I - i) : 0;
-          apart |= round_block((g * M + m) * kBlocks + j, x + m * I + i, n < 0 ? 0 : n) << j;
+          apart |= round_block((g * M + m) * kBlocks + j, x + m * stride + i, n < 0 ? 0 : n) << j;
         }
         which[g * M + m] = static_cast<uint8_t>(apart);
       }

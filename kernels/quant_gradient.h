@@ -47,8 +47,7 @@ struct GradientBytes {
   // Rows [begin, end) of dy, n outputs of each; `stride` from row to row.
   static void round(const Rows& to, const float* dy, i64 stride, i64 n, i64 rows, i64 begin,
                     i64 end) {
-    for (i64 m = begin; m < end; ++m)  // round finds row m n floats after row m − 1
-      to.round(dy + m * (stride - n), n, rows, m, m + 1);
+    to.round(dy, stride, n, rows, begin, end);
   }
   // Outputs [at, at + kShared) of a panel's 16 inputs from column j on, times `inverse`.
   static void put(Panel* panel, i64 at, i64 j, const float* w, vf inverse) {

@@ -76,7 +76,7 @@ void forward_bytes(Pool& pool, const Forward& forward, const float* x, const Byt
     const ByteRows activations(first, rows, w.I);
     parallel(pool, [&](int thread) {
       const Range range = split(activations.M, pool.threads(), thread);
-      activations.round(x + m0 * w.I, w.I, rows, range.begin, range.end);
+      activations.round(x + m0 * w.I, w.I, w.I, rows, range.begin, range.end);
     });
     const i64 stride = forward.stride;
     const Forward part{forward.c + m0 * stride, stride, forward.bias,

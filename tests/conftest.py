@@ -25,3 +25,16 @@ def shared_data() -> Path:
 def rng() -> np.random.Generator:
     """Random numbers, the same at every run."""
     return np.random.default_rng(20240229)
+
+
+@pytest.fixture(params=["reference", "fast"])
+def ops(request):
+    """The reference and the kernels, in turn."""
+    from tenarai.ops import reference
+
+    if request.param == "reference":
+        return reference
+    pytest.importorskip("tenarai._kernels", reason="the compiled core is not built here")
+    from tenarai.ops.fast import Fast
+
+    return Fast(threads=2)

@@ -57,3 +57,8 @@ def build(pairs=(), tensors=(), keys=None, count=None, pad=0, alignment=32):
     if tensors:
         head += bytes(-len(head) % alignment)
     return head + data + bytes(pad)
+
+
+def save(path, data):
+    path.write_bytes(data)
+    return path

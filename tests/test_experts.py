@@ -16,15 +16,12 @@ from tenarai.ops import reference
 from tenarai.ops.gradient import FROZEN, Unwritten
 from tenarai.tokenizers import ByteTokenizer
 from tenarai.train.optim import AdamW
-from test_llama import (
+from test_llama import batch, peer_logits, peer_model
+from test_llama_gradients import (
     ODD,
     OPTIONS,
-    batch,
     loss_and_grads,
-    ops,  # noqa: F401  a fixture
     our_batch,
-    peer_logits,
-    peer_model,
     random_weights,
     relative,
 )
@@ -217,7 +214,7 @@ def peer_loss(peer, tokens, targets, coefficient=0.0):
     )
 
 
-def test_against_transformers(saved, ops, tmp_path):  # noqa: F811
+def test_against_transformers(saved, ops, tmp_path):
     """Logits, loss, every gradient, two steps of AdamW, and the folder that is written again."""
     import torch
 

@@ -91,7 +91,7 @@ def test_the_second_micro_batch_adds_to_plain_arrays():
 @pytest.mark.parametrize("rows", [0, 1, 3, 40, 700])
 def test_ops_write_an_unwritten_gradient_whole(ops, rng, monkeypatch, rows):
     """Also of no rows, of more than one block of a product's sum has, and of several of logits."""
-    monkeypatch.setattr(fast, "LOGITS_BYTES", 4 * 64 * 64)
+    monkeypatch.setattr("tenarai.ops.fast_loss.LOGITS_BYTES", 4 * 64 * 64)
     x, w, dy = (
         rng.standard_normal(s).astype(np.float32) for s in ((rows, 96), (64, 96), (rows, 64))
     )

@@ -9,7 +9,8 @@ from tenarai.models.gpt2 import GPT2, GPT2Config
 from tenarai.models.table import Weights
 from tenarai.ops import reference
 from tenarai.tokenizers import ByteTokenizer
-from test_llama import CASES, peer_model, relative
+from test_llama import CASES, peer_model
+from test_llama_gradients import relative
 
 llama_cpp = pytest.importorskip("llama_cpp")
 TOKENS = np.random.default_rng(0).integers(0, 256, 20)

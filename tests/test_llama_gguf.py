@@ -12,7 +12,8 @@ from tenarai.models.gguf_config import model_of
 from tenarai.models.gguf_exchange import read_gguf
 from tenarai.ops import reference
 from tenarai.quant import QuantTensor
-from test_llama import CASES, batch, peer_logits, peer_model, relative
+from test_llama import CASES, batch, peer_logits, peer_model
+from test_llama_gradients import relative
 
 gguf = pytest.importorskip("gguf")
 torch = pytest.importorskip("torch")

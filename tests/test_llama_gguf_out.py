@@ -8,8 +8,9 @@ from tenarai.api import Model
 from tenarai.io import gguf as our_gguf
 from tenarai.models.gguf_exchange import read_gguf
 from tenarai.ops import reference
-from test_llama import CASES, batch, peer_model, relative
+from test_llama import CASES, batch, peer_model
 from test_llama_gguf import real, write_gguf
+from test_llama_gradients import relative
 
 gguf = pytest.importorskip("gguf")
 pytest.importorskip("torch")

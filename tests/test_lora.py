@@ -135,7 +135,7 @@ def test_a_frozen_head_makes_no_logits_of_rows_that_do_not_count(rng):
 @pytest.mark.parametrize("answers", [3, 40, 64])
 def test_a_plan_holds_for_any_number_of_targets(answers, rng, monkeypatch):
     """Logits come in blocks of rows that count: more, or fewer, than when the step was planned."""
-    monkeypatch.setattr("tenarai.ops.fast.LOGITS_BYTES", 4 * 31 * 64)
+    monkeypatch.setattr("tenarai.ops.fast_loss.LOGITS_BYTES", 4 * 31 * 64)
     model = Llama(replace(LLAMA, context=64))
     base, adapter, config, _, _ = setup(model, "all", rng, np.float32, dropout=0.0)
     base = FileWeights(model.table(), dict(base) | {

@@ -9,7 +9,7 @@ from tenarai.errors import TenaraiError
 from tenarai.models.llama import Llama
 from tenarai.train.model import model_of
 from tenarai.train.run import train
-from test_llama import relative
+from test_llama_gradients import relative
 from test_resume import Stops
 from tiny import TINY, Quiet, trained, write_text
 

@@ -95,9 +95,10 @@ def load(
 
         params = read_adapter(lora, model).on(params)
     folder = path if kind == formats.HUGGING_FACE and tokenizer is None else None
-    how: dict[str, Any] = {"activations": activations, "threads": threads, "ops": ops}
-    how["context"] = context
-    return Model(model, params, found, metadata=metadata, folder=folder, **how)
+    return Model(
+        model, params, found, metadata=metadata, folder=folder,
+        activations=activations, threads=threads, ops=ops, context=context,
+    )  # fmt: skip
 
 
 def _gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer | None:
@@ -188,7 +189,7 @@ class Model:
         tokenizer = self.__dict__.get("tokenizer", self._tokenizer)
         return Model(
             self.model, Merged(self.params, how), tokenizer, metadata=self.metadata,
-            folder=self._folder,
+            folder=self._folder, context=self._context,
         )  # fmt: skip
 
     def __repr__(self) -> str:
@@ -301,8 +302,10 @@ class Model:
     def engine(self, *, slots: int = 1, rows: int = 512, cache: str = "float16") -> Engine:
         """Writes `slots` texts at once (infer/engine.py), which share what they begin with; read
         `rows` tokens at a time, kept in a cache of type `cache`: float16, int8 or float32."""
-        how: dict[str, Any] = {"slots": slots, "rows": rows, "dtype": cache}
-        return Engine(self.ops, self.model, self.params, context=self.context, **how)
+        return Engine(
+            self.ops, self.model, self.params,
+            slots=slots, rows=rows, dtype=cache, context=self.context,
+        )  # fmt: skip
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:

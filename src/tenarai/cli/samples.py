@@ -30,17 +30,21 @@ def write_samples(
         sequences.append(sequence)
         return sequence
 
+    from tqdm import tqdm
+
     stopped = False
-    try:
-        first = submit(seeds[0])
-        while not first.tokens and engine.step():
-            pass  # the others take the prompt over from it
-        for seed in seeds[1:]:
-            submit(seed)
-        while engine.step():
-            pass
-    except KeyboardInterrupt:
-        stopped = True
+    # disable=None: silent where stderr is no terminal
+    with tqdm(unit=" tokens", disable=None, leave=False) as bar:
+        try:
+            first = submit(seeds[0])
+            while not first.tokens and engine.step():
+                pass  # the others take the prompt over from it
+            for seed in seeds[1:]:
+                submit(seed)
+            while engine.step():
+                bar.update(sum(len(s.tokens) for s in sequences) - bar.n)
+        except KeyboardInterrupt:
+            stopped = True
     for sequence in sequences:
         if sequence.error is not None:
             raise sequence.error
