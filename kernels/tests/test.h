@@ -63,5 +63,6 @@ void test_attention(const Kernels&, Pool&);
 void test_linear_attention(const Kernels&, Pool&);
 void test_rows(const Kernels&, Pool&);
 void test_quant(const Kernels&, Pool&);
+void test_pool(int threads);
 
 }  // namespace tenarai::test
