@@ -12,8 +12,10 @@ void test_pool(int threads) {
   Pool pool(threads);
   for (int job = 1; job <= kJobs; ++job) {
     parallel(pool, [&](int thread) {
-      // Parts of unlike lengths, now the caller's and now a worker's the longest.
-      const int work = (thread + job) % 3 == 0 ? 2000 : 1;
+      // Parts of unlike lengths, now the caller's and now a worker's the longest; some longer than
+      // anybody waits awake.
+      const int longest = job % 100 == 0 ? 1000000 : 2000;
+      const int work = (thread + job) % 3 == 0 ? longest : 1;
       volatile int spent = 0;
       while (spent < work) spent = spent + 1;
       done[static_cast<size_t>(thread)].fetch_add(1);
