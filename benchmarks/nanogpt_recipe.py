@@ -2,13 +2,17 @@
 
 4 layers, 4 heads, 128 wide, context 64, batch 12, no dropout, 2,000 steps; AdamW (0.9, 0.99),
 decay 0.1, clip 1, warm-up 100, cosine from 1e-3 to 1e-4: the preset `char`. Ours is the training
-loop that `tenarai train` runs; PyTorch's model has the same initial weights (it has biases too),
-and both see the same batches from the same loader, so their losses can be laid side by side. The
-sides take turns, `--every` steps at a time, in processes of their own. Only steps are timed, not
-the validations between them. The target is the last validation loss that both have reached.
+loop that `tenarai train` runs; PyTorch's model has the same initial weights, and both see the same
+batches from the same loader, so their losses can be laid side by side. The sides take turns,
+`--every` steps at a time, in processes of their own. Only steps are timed, not the validations
+between them. The target is the last validation loss that both have reached.
 
     python benchmarks/nanogpt_recipe.py tinyshakespeare.txt
     python benchmarks/nanogpt_recipe.py tinyshakespeare.txt --steps 500 --threads 2
+    python benchmarks/nanogpt_recipe.py tinyshakespeare.txt --preset char-fast
+
+With `--preset` ours is another recipe for the same model, PyTorch's stays the published one: what
+is gained then is the recipe's, which PyTorch could follow as well, and not the step's alone.
 
 Last line on stdout: one line of JSON.
 """
@@ -29,13 +33,13 @@ from tenarai.bench.peer import Answer, Peer, serve
 from tenarai.bench.train import machine
 from tenarai.config import Settings, resolve
 
-TRAIN_SEED = 1
-
 
 def settings_of(request: dict[str, Any]) -> Settings:
-    given = {"source": request["text"], "threads": request["threads"], "seed": TRAIN_SEED}
-    given |= {"steps": request["steps"], "tensorboard": False}
-    return resolve(preset="char", given=given)
+    given = {"source": request["text"], "threads": request["threads"], "seed": request["seed"]}
+    given |= {"tensorboard": False}
+    if request["steps"]:
+        given["steps"] = request["steps"]
+    return resolve(preset=request["preset"], given=given)
 
 
 def ours(request: dict[str, Any]) -> Answer:
@@ -74,6 +78,8 @@ def theirs(request: dict[str, Any]) -> Answer:
         layers=m.layers,
         heads=m.heads,
         channels=m.width,
+        bias=m.bias,
+        gelu="none" if m.gelu == "exact" else m.gelu,
         context=m.context,
         vocabulary=dataset.vocab_size,
     )
@@ -82,7 +88,7 @@ def theirs(request: dict[str, Any]) -> Answer:
     optimiser = optimiser_of(model, vars(s))
     loader = data.Loader(dataset.train, s.batch, m.context, seed=settings.run.seed)
     validation = data.Loader(dataset.val, s.batch, m.context, seed=0, shuffle=False)
-    begin, done = validation.state(), 0
+    done = 0
 
     def batch_of(source: data.Loader) -> tuple[torch.Tensor, torch.Tensor]:
         tokens, targets = (torch.from_numpy(part.astype(np.int64)) for part in source.next())
@@ -99,9 +105,10 @@ def theirs(request: dict[str, Any]) -> Answer:
         loss.item()
 
     def validate() -> float:
-        validation.restore(begin)
+        validation.reset()
+        batches = min(settings.run.val_batches, validation.batches)
         with torch.no_grad():
-            losses = [model(*batch_of(validation)).item() for _ in range(settings.run.val_batches)]
+            losses = [model(*batch_of(validation)).item() for _ in range(batches)]
         return sum(losses) / len(losses)
 
     def answer(ask: dict[str, Any]) -> dict[str, Any]:
@@ -121,17 +128,25 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, list[dict[
         "text": str(arguments.text),
         "threads": arguments.threads,
         "steps": arguments.steps,
+        "seed": arguments.seed,
         "folder": str(folder / "run"),
         "weights": str(folder / "weights.npz"),
     }
     curves: dict[str, list[dict[str, float]]] = {"ours": [], "torch": []}
+    requests = {
+        side: request | {"side": side, "preset": preset}
+        for side, preset in (("ours", arguments.preset), ("torch", "char"))
+    }
+    steps_of = {side: settings_of(ask).schedule.steps for side, ask in requests.items()}
     peers: dict[str, Peer] = {}
     try:
         for side in curves:  # ours first: it writes the weights
-            peers[side] = Peer(__file__, arguments.threads, request | {"side": side})
-        for begin in range(0, arguments.steps, arguments.every):
-            steps = min(arguments.every, arguments.steps - begin)
+            peers[side] = Peer(__file__, arguments.threads, requests[side])
+        for begin in range(0, max(steps_of.values()), arguments.every):
             for side, curve in curves.items():
+                steps = min(arguments.every, steps_of[side] - begin)
+                if steps <= 0:
+                    continue
                 time.sleep(0.1)
                 point = peers[side].ask({"steps": steps})
                 before = curve[-1]["seconds"] if curve else 0.0
@@ -171,7 +186,9 @@ def main() -> int:
         return serve(configure, "recipe")  # started by `measure`
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", type=Path, help="a text; nanoGPT takes tinyshakespeare")
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--preset", default="char", help="ours (%(default)s)")
+    parser.add_argument("--steps", type=int, help="of both (the recipes' own)")
+    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--every", type=int, default=100, help="steps a turn")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
@@ -180,12 +197,13 @@ def main() -> int:
         curves = measure(arguments, Path(folder))
     target = max(min(p["val_loss"] for p in curve) for curve in curves.values())
     seconds = {side: seconds_to(curve, target) for side, curve in curves.items()}
-    step = {side: 1e3 * curve[-1]["seconds"] / arguments.steps for side, curve in curves.items()}
+    step = {side: 1e3 * c[-1]["seconds"] / c[-1]["step"] for side, c in curves.items()}
     result = {
         "benchmark": "nanogpt_recipe",
         "machine": machine(),
         "threads": arguments.threads,
-        "steps": arguments.steps,
+        "preset": arguments.preset,
+        "steps": {side: curve[-1]["step"] for side, curve in curves.items()},
         "target_val_loss": target,
         "seconds": seconds["ours"],
         "torch_seconds": seconds["torch"],

@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,6 +83,29 @@ def test_pytorch_does_the_same_work(recompute):
     assert np.allclose(result["losses"], peer["losses"], rtol=1e-5)
     assert len(set(result["losses"])) == 5  # steps change the weights
     assert result["speedup_vs_eager"] == pytest.approx(peer["seconds"] / result["seconds"])
+
+
+@kernels
+@torch
+def test_pytorchs_gpt2_of_the_character_recipe_does_the_same_work():
+    config = replace(TINY, bias=False, gelu="none")
+    result = train.run(replace(tiny(steps=3, peers=("eager",)), config=config))
+    assert result["peers"]["eager"]["loss_difference"] < 1e-5
+
+
+@kernels
+@torch
+def test_the_character_recipe_is_measured(tmp_path, rng):
+    """Both sides begin at the same weights and see the same batches: two steps on, one loss."""
+    text = tmp_path / "text.txt"
+    text.write_text("".join(map(chr, rng.integers(97, 123, 20_000))))
+    script = Path(__file__).parents[1] / "benchmarks/nanogpt_recipe.py"
+    command = [sys.executable, script, text, "--steps", "2", "--every", "1", "--threads", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    curves = json.loads(done.stdout.splitlines()[-1])["curves"]
+    losses = [[p["val_loss"] for p in curves[side]] for side in ("ours", "torch")]
+    assert len(losses[0]) == 2 and np.allclose(losses[0], losses[1], rtol=1e-5)
 
 
 @kernels

@@ -241,7 +241,9 @@ def test_linear_cross_entropy_in_blocks(
 ) -> None:
     case = float32_case(op_cases.linear_cross_entropy((3, 50), 37, 101, 0.3))
     if blocks > 1:
-        monkeypatch.setattr("tenarai.ops.fast_loss.LOGITS_BYTES", 64 * 4 * 101)  # 64 of the 150 rows at a time
+        monkeypatch.setattr(
+            "tenarai.ops.fast_loss.LOGITS_BYTES", 64 * 4 * 101
+        )  # 64 of the 150 rows at a time
     x = {name: as_float32(a) for name, a in case.inputs.items()}
     grads = {"w": np.zeros_like(x["w"])}
     loss, saved = case.forward(ops, x)

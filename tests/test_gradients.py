@@ -9,7 +9,7 @@ from tenarai.models.llama import Llama
 from tenarai.models.llama_config import LlamaConfig
 from tenarai.models.rope import Rope
 from tenarai.models.table import Weights
-from tenarai.ops import Fast, fast, reference
+from tenarai.ops import Fast, reference
 from tenarai.ops.gradient import Unwritten
 
 GPT2_MODEL = GPT2(GPT2Config(vocab_size=23, context=11, layers=2, heads=3, width=48))

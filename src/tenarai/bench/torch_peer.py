@@ -21,15 +21,15 @@ from .torch_llama import TorchLlama
 
 
 class Block(nn.Module):
-    def __init__(self, channels: int, heads: int) -> None:
+    def __init__(self, channels: int, heads: int, bias: bool, gelu: str) -> None:
         super().__init__()
-        self.heads = heads
-        self.ln_1 = nn.LayerNorm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.projection = nn.Linear(channels, channels)
-        self.ln_2 = nn.LayerNorm(channels)
-        self.fc = nn.Linear(channels, 4 * channels)
-        self.fc_projection = nn.Linear(4 * channels, channels)
+        self.heads, self.gelu = heads, gelu
+        self.ln_1 = nn.LayerNorm(channels, bias=bias)
+        self.qkv = nn.Linear(channels, 3 * channels, bias=bias)
+        self.projection = nn.Linear(channels, channels, bias=bias)
+        self.ln_2 = nn.LayerNorm(channels, bias=bias)
+        self.fc = nn.Linear(channels, 4 * channels, bias=bias)
+        self.fc_projection = nn.Linear(4 * channels, channels, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         b, t, c = x.shape
@@ -39,18 +39,26 @@ class Block(nn.Module):
         )
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.projection(y.transpose(1, 2).reshape(b, t, c))
-        return x + self.fc_projection(F.gelu(self.fc(self.ln_2(x)), approximate="tanh"))
+        return x + self.fc_projection(F.gelu(self.fc(self.ln_2(x)), approximate=self.gelu))
 
 
 class TorchGPT2(nn.Module):
     def __init__(
-        self, *, layers: int, heads: int, channels: int, context: int, vocabulary: int
+        self,
+        *,
+        layers: int,
+        heads: int,
+        channels: int,
+        context: int,
+        vocabulary: int,
+        bias: bool = True,
+        gelu: str = "tanh",  # or "none", as torch names them
     ) -> None:
         super().__init__()
         self.wte = nn.Embedding(vocabulary, channels)
         self.wpe = nn.Embedding(context, channels)
-        self.blocks = nn.ModuleList(Block(channels, heads) for _ in range(layers))
-        self.ln_f = nn.LayerNorm(channels)
+        self.blocks = nn.ModuleList(Block(channels, heads, bias, gelu) for _ in range(layers))
+        self.ln_f = nn.LayerNorm(channels, bias=bias)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 residual = name.endswith("projection.weight")

@@ -198,12 +198,14 @@ def _torch_config(config: GPT2Config | LlamaConfig) -> dict[str, Any]:
         if config != _plain_llama(config):
             raise TenaraiError("the PyTorch peer of the Llama family is a plain Llama: --vs none")
         return asdict(config)
-    if not config.bias or config.dropout or config.gelu != "tanh":
-        raise TenaraiError("the PyTorch peer has biases, the tanh GELU and no dropout")
+    if config.dropout:
+        raise TenaraiError("the PyTorch peer has no dropout")
     return {
         "layers": config.layers,
         "heads": config.heads,
         "channels": config.width,
+        "bias": config.bias,
+        "gelu": config.gelu,
         "context": config.context,
         "vocabulary": config.vocab_size,
     }

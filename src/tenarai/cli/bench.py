@@ -169,6 +169,8 @@ def infer(
 
 def _config(preset: str) -> Any:
     """The preset's model, with the vocabulary of its tokenizer."""
+    from dataclasses import replace
+
     from tenarai.config import resolve
     from tenarai.errors import TenaraiError
     from tenarai.models.gpt2 import GPT2Config
@@ -176,18 +178,11 @@ def _config(preset: str) -> Any:
 
     settings = resolve(preset=preset)
     data, model = settings.data, settings.model
+    if model.experts:
+        raise TenaraiError(f"--preset {preset}: mixtures of experts are not measured")
     vocab_size = VOCABULARIES.get(data.tokenizer, data.vocab)
-    if model.family == "llama":
-        if model.experts:
-            raise TenaraiError(f"--preset {preset}: mixtures of experts are not measured")
-        return model_of(model, settings.optimiser, vocab_size).config
-    return GPT2Config(
-        vocab_size=vocab_size,
-        context=model.context,
-        layers=model.layers,
-        heads=model.heads,
-        width=model.width,
-    )
+    config = model_of(model, settings.optimiser, vocab_size).config
+    return replace(config, dropout=0.0) if isinstance(config, GPT2Config) else config
 
 
 def _peers(vs: str) -> tuple[str, ...]:
