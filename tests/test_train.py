@@ -80,6 +80,16 @@ def test_mfu_is_of_the_faster_product(run, tmp_path, monkeypatch):
     assert peak.best_product(reference) is None and peak.best_product(Fast(1)) > 0
 
 
+def test_a_peak_measured_beside_other_programs_is_taken_again(run, tmp_path, monkeypatch):
+    """Else a step that they leave alone would use more than the machine has."""
+    monkeypatch.setattr("tenarai.train.build.best_product", lambda ops: 1e-3)
+    result, _ = run(steps=3)
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert all(0 < r["mfu"] <= 1 for r in records if "mfu" in r) and 0 < result.mfu <= 1
+    assert peak.exceeded(1.0, 2.0, reference) == 2.0  # which has no kernels to measure
+    assert peak.exceeded(1.0, 1e-3, Fast(1)) > 1.0
+
+
 def test_the_rate_of_a_product(monkeypatch):
     """All of its multiplications and additions, over the shortest call."""
 

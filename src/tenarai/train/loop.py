@@ -32,6 +32,7 @@ from .folder import RunFolder
 from .interrupt import Interrupt
 from .metrics import Metrics, Record, rounded
 from .optim import clip_scale, global_norm
+from .peak import exceeded
 from .plot import plot_loss
 from .report import Report
 from .schedule import learning_rate
@@ -220,8 +221,10 @@ class Trainer:
             "seconds": rounded(self.state.seconds),
         }
         if self.peak:
-            flops = self.state.model.flops_per_token(T)
-            record["mfu"] = rounded(flops * rate / (self.peak * 1e9), 4)
+            gflops = self.state.model.flops_per_token(T) * rate / 1e9
+            if gflops > self.peak:
+                self.peak = exceeded(self.peak, gflops, self.ops)
+            record["mfu"] = rounded(gflops / self.peak, 4)
         return record
 
     # Guards
