@@ -139,29 +139,24 @@ struct Product {
              bool first, bool last, PlaceOfB next) const {
     const i64 tiles = (m + kRows - 1) / kRows;
     const bool streams = Epilogue::kStreams && first && last && n == kCols && aligned();
+    Ahead ahead{b.reads(next.j, next.columns, next.k, next.depth), {}};
+    ahead.rate = ahead.b.rows * ahead.b.width / (tiles * (k / 4) + 1) + 1;
     alignas(64) float tile[kRows * kCols];
     for (i64 t = 0; t < tiles; ++t) {
       const i64 i = t * kRows, rows = at_most(kRows, m - i);
-      for (i64 row = 0; row < (streams ? 0 : rows); ++row)
-        prefetch_row(epilogue.c + (i0 + i + row) * epilogue.stride + j0, n);
-      b.prefetch(next.j, next.columns, next.k, next.depth, t, tiles);
+      ahead.c = Lines::of(epilogue.c + (i0 + i) * epilogue.stride + j0, epilogue.stride,
+                          streams ? 0 : rows, n);
       if (rows == kRows && n == kCols) {
-        micro_kernel<kRows, kVectors>(tile, a_panels + i * k, b_panel, k);
+        micro_kernel<kRows, kVectors>(tile, a_panels + i * k, b_panel, k, &ahead);
         if (streams)
           stream_tile(tile, i0 + i, j0);
         else
           finish<true>(tile, i0 + i, kRows, j0, kCols, first, last);
       } else {
-        choose_micro_kernel(rows, n)(tile, a_panels + i * k, b_panel, k);
+        choose_micro_kernel(rows, n)(tile, a_panels + i * k, b_panel, k, &ahead);
         finish<false>(tile, i0 + i, rows, j0, n, first, last);
       }
     }
-  }
-
-  // A row of the tile, needed when the micro-kernel is done.
-  static void prefetch_row(const float* c, i64 n) {
-    for (i64 j = 0; j < n; j += 16) __builtin_prefetch(c + j, 1);
-    __builtin_prefetch(c + n - 1, 1);
   }
 
   // The tile's way into C.

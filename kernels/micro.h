@@ -29,11 +29,47 @@ constexpr int kRows = 4;
 constexpr int kVectors = 3;
 constexpr int kCols = kVectors * kLanes;
 
+// Rows of floats in memory, to be asked for a cache line at a time.
+struct Lines {
+  const float* p;
+  i64 stride, width, rows;  // the rows' distance, their length in lines, those not yet asked for
+  i64 left;                 // lines of the first of them
+
+  static Lines of(const float* p, i64 stride, i64 rows, i64 columns) {
+    // The first row's lines; where the others begin elsewhere in theirs, perhaps one more.
+    const i64 past = static_cast<i64>(reinterpret_cast<uintptr_t>(p) / 4 % 16);
+    const i64 width = (past + columns + 15) / 16 + (stride % 16 ? 1 : 0);
+    return {p, stride, width, rows, width};
+  }
+  template <bool kForWriting, int kLocality>
+  TENARAI_ALWAYS void ask() {
+    if (rows <= 0) return;
+    __builtin_prefetch(p + (width - left) * 16, kForWriting, kLocality);
+    if (--left > 0) return;
+    left = width;
+    p += stride;
+    --rows;
+  }
+};
+
+// What the micro-kernel asks for while it multiplies: rows of C, which its tile will go to, and
+// some lines a step of the next panel of B. All at once they would fill the buffers of lines under
+// way, a dozen or so, and the products would wait.
+struct Ahead {
+  Lines b, c;
+  i64 rate = 1;  // lines of B for each four steps
+
+  TENARAI_ALWAYS void ask() {
+    for (i64 n = rate; n > 0; --n) b.ask<false, 2>();
+    c.ask<true, 3>();
+  }
+};
+
 #define TENARAI_ROWS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
 
 // tile (R, kCols) = Σ_k a[k][i] b[k][j], of which the first V vectors of a row are written.
 template <int R, int V>
-static void micro_kernel(float* tile, const float* a, const float* b, i64 K) {
+static void micro_kernel(float* tile, const float* a, const float* b, i64 K, Ahead* ahead) {
 #define DECLARE(i) vf c##i##0 = {}, c##i##1 = {}, c##i##2 = {};
   TENARAI_ROWS(DECLARE)
 #undef DECLARE
@@ -51,12 +87,15 @@ static void micro_kernel(float* tile, const float* a, const float* b, i64 K) {
     TENARAI_ROWS(ACCUMULATE)
 #undef ACCUMULATE
   };
+  Ahead lines = *ahead;  // in registers
   for (; K >= 4; K -= 4, a += 4 * kRows, b += 4 * kCols) {
+    lines.ask();
     step(a, b);
     step(a + kRows, b + kCols);
     step(a + 2 * kRows, b + 2 * kCols);
     step(a + 3 * kRows, b + 3 * kCols);
   }
+  *ahead = lines;
   for (; K > 0; --K, a += kRows, b += kCols) step(a, b);
 #define FINISH(i)                                                       \
   if constexpr (R > i) {                                                \
@@ -68,7 +107,7 @@ static void micro_kernel(float* tile, const float* a, const float* b, i64 K) {
 #undef FINISH
 }
 
-using MicroKernel = void (*)(float* tile, const float* a, const float* b, i64 K);
+using MicroKernel = void (*)(float* tile, const float* a, const float* b, i64 K, Ahead* ahead);
 
 template <int R>
 static MicroKernel micro_kernel_of(i64 vectors) {

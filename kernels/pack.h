@@ -11,6 +11,7 @@
 #pragma once
 
 #include "math.h"
+#include "micro.h"
 #include "threads.h"
 
 namespace tenarai {
@@ -110,11 +111,9 @@ struct Along {
     }
   }
 
-  // Part `part` of `parts` of what pack will read.
-  void prefetch(i64 line0, i64 lines, i64 k0, i64 K, i64 part, i64 parts) const {
-    const Range r = split(lines, parts, part);
-    for (i64 line = line0 + r.begin; line < line0 + r.end; ++line)
-      for (i64 k = k0; k < k0 + K; k += 16) __builtin_prefetch(p + line * stride + k, 0, 2);
+  // What pack will read.
+  Lines reads(i64 line0, i64 lines, i64 k0, i64 K) const {
+    return Lines::of(p + line0 * stride + k0, stride, lines, K);
   }
 
  private:
@@ -161,11 +160,8 @@ struct Across {
     }
   }
 
-  void prefetch(i64 line0, i64 lines, i64 k0, i64 K, i64 part, i64 parts) const {
-    const Range r = split(K, parts, part);
-    for (i64 k = k0 + r.begin; k < k0 + r.end; ++k)
-      for (i64 line = line0; line < line0 + lines; line += 16)
-        __builtin_prefetch(p + k * stride + line, 0, 2);
+  Lines reads(i64 line0, i64 lines, i64 k0, i64 K) const {
+    return Lines::of(p + k0 * stride + line0, stride, K, lines);
   }
 
  private:

@@ -92,7 +92,10 @@ TENARAI_INLINE void add_in_steps(vf (*totals)[M], const uint8_t* const* from, vf
   Steps<Block> steps[R];
   alignas(64) float minima[R][16];
   float scale[R][M];
-  vi sums[R][M] = {};
+  // Whole numbers: their sum is the same however it is made. Of one row it is made in four, lest
+  // each product wait for the one before it.
+  constexpr int kChains = R * M == 1 ? 4 : R * M <= 4 ? 2 : 1;
+  vi sums[R][M][kChains] = {};
   const auto block = [&](int r) __attribute__((always_inline)) -> const Block& {
     return *reinterpret_cast<const Block*>(from[r]);
   };
@@ -127,13 +130,20 @@ TENARAI_INLINE void add_in_steps(vf (*totals)[M], const uint8_t* const* from, vf
         vs x = load_words(q + m * kGroup + (i * kStep + c) * kWords);
         if constexpr (R > 1) x = keep_in_register(x);
 #pragma GCC unroll 2
-        for (int r = 0; r < R; ++r) sums[r][m] = add_products(sums[r][m], words[r][c], x);
+        for (int r = 0; r < R; ++r) {
+          vi& sum = sums[r][m][(i * kStep + c) % kChains];
+          sum = add_products(sum, words[r][c], x);
+        }
       }
   }
 #pragma GCC unroll 2
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) totals[r][m] += to_floats(sums[r][m]) * broadcast(scale[r][m]);
+    for (int m = 0; m < M; ++m) {
+      vi sum = sums[r][m][0];
+      for (int chain = 1; chain < kChains; ++chain) sum += sums[r][m][chain];
+      totals[r][m] += to_floats(sum) * broadcast(scale[r][m]);
+    }
     if constexpr (ShapeOf<Block>::has_min)
       for (int i = 0; i < kMinVectors; ++i) min[r * kMinVectors + i] = load(minima[r] + i * kLanes);
   }

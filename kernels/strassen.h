@@ -165,21 +165,22 @@ struct SevenProducts {
     const i64 left = at_most(half_of(n), n), tiles = (m + kPairRows - 1) / kPairRows;
     const bool streams = Epilogue::kStreams && first && last && n == kPairCols && aligned();
     const MicroKernel kernel = choose_micro_kernel(kRows, left);
+    Ahead ahead{b.reads(next.j, next.columns, next.k, next.depth), {}};
+    ahead.rate = ahead.b.rows * ahead.b.width / (7 * tiles * (k / 4) + 1) + 1;
     alignas(64) float tile[7 * kTile];
     for (i64 t = 0; t < tiles; ++t) {
       const i64 i = t * kPairRows, rows = at_most(kPairRows, m - i);
       const float* panels[7];
       a_panel(panels, a_panels, i, m, k);
       for (i64 p = 0; p < 7; ++p) {
-        b.prefetch(next.j, next.columns, next.k, next.depth, 7 * t + p, 7 * tiles);
-        if (p == 5 && !streams)
-          for (i64 row = 0; row < rows; ++row)
-            prefetch_row(epilogue.c + (i0 + i + row) * epilogue.stride + j0, n);
+        if (p == 3 && !streams)
+          ahead.c =
+              Lines::of(epilogue.c + (i0 + i) * epilogue.stride + j0, epilogue.stride, rows, n);
         const float *pa = panels[p], *pb = b_panels + kB[p] * kCols * k;
         if (left == kCols)
-          micro_kernel<kRows, kVectors>(tile + p * kTile, pa, pb, k);
+          micro_kernel<kRows, kVectors>(tile + p * kTile, pa, pb, k, &ahead);
         else
-          kernel(tile + p * kTile, pa, pb, k);
+          kernel(tile + p * kTile, pa, pb, k, &ahead);
       }
       if (rows == kPairRows && n == kPairCols) {
         if (streams)
@@ -190,11 +191,6 @@ struct SevenProducts {
         combine<false, false>(tile, i0 + i, rows, j0, left, n, first, last);
       }
     }
-  }
-
-  static void prefetch_row(const float* c, i64 n) {
-    for (i64 j = 0; j < n; j += 16) __builtin_prefetch(c + j, 1);
-    __builtin_prefetch(c + n - 1, 1);
   }
 
   // The seven tiles' way into C.
