@@ -67,7 +67,7 @@ class Model:
     saved_activations: str = setting(
         "float32",
         "what blocks keep for the backward pass: as computed, or rounded to bfloat16, half the "
-        "memory (the loss is the same, gradients are off by some 0.5 %)",
+        "memory (the loss is the same, gradients are off by some 0.2 %)",
         choices=("float32", "bfloat16"),
     )
 

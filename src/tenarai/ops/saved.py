@@ -6,7 +6,8 @@
 Between the two x becomes x (1 + δ), |δ| ≤ 2⁻⁸: bfloat16 has 8 significant bits. The forward has run
 by then, so outputs and loss are what they were. In the backward each gradient is a sum of products
 with such x; the δ are as good as independent, so it is off by some 2⁻⁹ of its norm for each
-rounding on its way, and dy, weights and sums are float32.
+rounding on its way, and dy, weights and sums are float32. Attention is the exception: in
+p = exp(q·k - lse) an error grows with the size of the scores, and rows of p no longer sum to 1.
 
 Not rounded: weights and tables, which others hold anyway, and statistics of rows (a norm's 1/σ,
 attention's log-sum-exp), one number where an activation has C: they save nothing, and an error in
