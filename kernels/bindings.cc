@@ -8,6 +8,9 @@
 namespace tenarai {
 namespace {
 
+using Halves = nb::ndarray<uint16_t, nb::c_contig, nb::device::cpu>;  // bfloat16
+using HalvesIn = nb::ndarray<const uint16_t, nb::c_contig, nb::device::cpu>;
+
 Gelu gelu(const std::string& name) {
   if (name == "tanh") return Gelu::tanh;
   if (name == "none") return Gelu::erf;  // PyTorch's name for the exact form
@@ -143,6 +146,15 @@ void add(Machine& self, Out y, In a, In b) {
   self.run([=, &self] { self.k.add(self.pool, y.data(), a.data(), b.data(), size(a)); });
 }
 
+// Not written down for replay (Machine::run): what is kept for a backward has no part in decoding.
+void to_bfloat16(Machine& self, Halves y, In x) {
+  expect(size(y), size(x), "size of y");
+  self.k.to_bfloat16(self.pool, y.data(), x.data(), size(x));
+}
+void from_bfloat16(Machine& self, Out y, HalvesIn x) {
+  expect(size(y), size(x), "size of y");
+  self.k.from_bfloat16(self.pool, y.data(), x.data(), size(x));
+}
 void embedding_forward(Machine& self, Out x, Ids tokens, In wte, MaybeIn wpe, MaybeIds places,
                        int64_t start) {
   const int64_t C = last(x, "x"), T = last(tokens, "tokens"), B = T ? size(tokens) / T : 0;
@@ -270,6 +282,8 @@ NB_MODULE(_kernels, m) {
            Release())
       .def("add", &add, a("y"), a("a"), a("b"), Release())
       .def("scale", &scale, a("y"), a("x"), "factor"_a, Release())
+      .def("to_bfloat16", &to_bfloat16, a("y"), a("x"), Release())
+      .def("from_bfloat16", &from_bfloat16, a("y"), a("x"), Release())
       .def("embedding_forward", &embedding_forward, a("x"), a("tokens"), a("wte"), maybe("wpe"),
            maybe("positions"), "start"_a, Release())
       .def("embedding_backward", &embedding_backward, a("dwte"), maybe("dwpe"), a("dx"),

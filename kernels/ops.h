@@ -160,6 +160,11 @@ void geglu_backward(Pool&, float* dgate, float* dup, const float* dy, const floa
 void add(Pool&, float* y, const float* a, const float* b, int64_t n);  // y may be a or b
 void scale(Pool&, float* y, const float* x, float factor, int64_t n);  // y may be x
 
+// bfloat16.cc. y (n) = x (n) as bfloat16, the upper half of a float32, rounded to the nearest, ties
+// to even; and back, which is exact. A NaN stays one.
+void to_bfloat16(Pool&, uint16_t* y, const float* x, int64_t n);
+void from_bfloat16(Pool&, float* y, const uint16_t* x, int64_t n);
+
 // embedding.cc. x (B, T, C) = wte (V, C)[tokens (B, T)] + wpe (.., C)[start + t] or null, or with
 // positions (B, T) or null, wpe[positions]. Every token is in [0, V), every position in wpe: the
 // caller has looked.
@@ -235,7 +240,7 @@ double square_sum(Pool&, const float* x, int64_t n);
   X(rms_norm_forward) X(rms_norm_backward)                              \
   X(gelu_forward) X(gelu_backward) X(silu_forward) X(silu_backward)     \
   X(swiglu_forward) X(swiglu_backward) X(geglu_forward)                 \
-  X(geglu_backward) X(add) X(scale)                                     \
+  X(geglu_backward) X(add) X(scale) X(to_bfloat16) X(from_bfloat16)     \
   X(embedding_forward) X(embedding_backward) X(rope)                    \
   X(dequantize) X(quant_embedding_forward) X(quantize)                  \
   X(attention_forward) X(attention_backward)                            \

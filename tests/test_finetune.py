@@ -72,9 +72,10 @@ def arrays(folder):
         return {name: c.read(name) for name in c.entries}, dict(c.meta)
 
 
-@pytest.mark.parametrize("rank", [4, 0])
-def test_a_run_learns_and_goes_on_to_the_same_bits(base, data, tmp_path, rank):
+@pytest.mark.parametrize("rank, saved", [(4, "float32"), (0, "float32"), (4, "bfloat16")])
+def test_a_run_learns_and_goes_on_to_the_same_bits(base, data, tmp_path, rank, saved):
     given = GIVEN | {"lora": {"rank": rank, "dropout": 0.1}}
+    given |= {"model": GIVEN["model"] | {"saved_activations": saved}}
     given |= {"optimiser": {"batch": 1, "accumulate": 2, "lr": 1e-2}}
     before = base.read_bytes()
     result = run(base, data, tmp_path / "whole", given)

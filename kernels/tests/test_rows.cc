@@ -1,4 +1,4 @@
-// Norms, activations, embedding, RoPE and dropout against plain loops in double.
+// Norms, activations, embedding, RoPE and dropout against plain loops in double; bfloat16.
 #include <cstring>
 #include <string>
 
@@ -186,6 +186,29 @@ void test_dropout(const Kernels& k, Pool& pool, int64_t n) {
     }
 }
 
+// The values at which rounding to bfloat16 turns, in every place of a vector.
+void test_bfloat16(const Kernels& k, Pool& pool, int64_t n) {
+  const uint32_t bits[][2] = {{0x3f800000, 0x3f80}, {0x3f807fff, 0x3f80}, {0x3f808000, 0x3f80},
+                              {0x3f808001, 0x3f81}, {0x3f818000, 0x3f82}, {0x7f7fffff, 0x7f80},
+                              {0xff800000, 0xff80}, {0x7f800001, 0x7fc0}, {0xffffffff, 0xffff},
+                              {0x00008000, 0x0000}, {0x00018000, 0x0002}, {0x80000000, 0x8000}};
+  Array x(n), back(n);
+  std::vector<uint16_t> h(at(n + 1), 0xabcd);
+  for (size_t shift = 0; shift < 12; ++shift) {
+    const auto pair = [&](int64_t i) { return bits[(at(i) + shift) % 12]; };
+    for (int64_t i = 0; i < n; ++i) std::memcpy(&x[i], pair(i), 4);
+    k.to_bfloat16(pool, h.data(), x.data(), n);
+    k.from_bfloat16(pool, back.data(), h.data(), n);
+    for (int64_t i = 0; i < n; ++i) {
+      expect(h[at(i)] == pair(i)[1], k.isa, "to_bfloat16", h[at(i)], pair(i)[1]);
+      uint32_t u;
+      std::memcpy(&u, &back[i], 4);
+      expect(u == pair(i)[1] << 16, k.isa, "from_bfloat16", u, pair(i)[1] << 16);
+    }
+    expect(h[at(n)] == 0xabcd && back.guards_hold(), k.isa, "bfloat16: guards", h[at(n)], 0xabcd);
+  }
+}
+
 }  // namespace
 
 void test_rows(const Kernels& k, Pool& pool) {
@@ -197,11 +220,13 @@ void test_rows(const Kernels& k, Pool& pool) {
       for (const bool backward : {false, true}) test_rope(k, pool, n, flag, backward);
     }
     test_activations(k, pool, n);
+    test_bfloat16(k, pool, n);
     test_dropout(k, pool, n);
   }
   for (const bool flag : {false, true}) test_norm(k, pool, 40, 768, flag);  // on several threads
   test_embedding(k, pool, 4, 50, 200, true);
   test_activations(k, pool, 20003);
+  test_bfloat16(k, pool, 20003);
   test_dropout(k, pool, 20003);
   test_far(k, pool);
 }

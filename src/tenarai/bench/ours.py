@@ -42,17 +42,17 @@ class Timed:
         return timed
 
 
-def model_of(config: dict[str, Any], recompute: bool) -> GPT2 | Llama:
+def model_of(config: dict[str, Any], **how: Any) -> GPT2 | Llama:
     """The model of a configuration that came as JSON. Only a Llama's has a RoPE."""
     if "rope" not in config:
-        return GPT2(GPT2Config(**config), recompute=recompute)
+        return GPT2(GPT2Config(**config), **how)
 
     def tuples(fields: dict[str, Any]) -> dict[str, Any]:
         return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
 
     config = tuples(config)
     ropes = {k: config[k] and Rope(**tuples(config[k])) for k in ("rope", "local_rope")}
-    return Llama(LlamaConfig(**config | ropes), recompute=recompute)
+    return Llama(LlamaConfig(**config | ropes), **how)
 
 
 class Step:
@@ -66,7 +66,8 @@ class Step:
             arena=self.arena,
             strassen=request.get("strassen", False),
         )
-        self.model = model_of(request["config"], request.get("recompute", False))
+        how = {name: request.get(name, False) for name in ("recompute", "saved_bfloat16")}
+        self.model = model_of(request["config"], **how)
         table = self.model.table()
         self.params = Weights(table).initialise(0)
         self.grads, self.m, self.v = (Weights(table) for _ in range(3))
@@ -123,7 +124,8 @@ class Step:
 
 def configure(request: dict[str, Any]) -> Answer:
     """{"threads", "config" (of GPT2Config or LlamaConfig), "tokens" (.npy), "optimiser",
-    "recompute", "strassen", "isa", "save_weights" (where the initial weights go, .npz)}."""
+    "recompute", "saved_bfloat16", "strassen", "isa", "save_weights" (where the initial weights go,
+    .npz)}."""
     step = Step(request)
 
     def answer(ask: dict[str, Any]) -> dict[str, Any]:

@@ -71,6 +71,9 @@ def bench() -> None:
               help="Steps measured a side, after one that is not.")  # fmt: skip
 @click.option("--vs", type=click.Choice(list(PEERS)), default="none", show_default=True)
 @click.option("--recompute", is_flag=True, help="Keep only the blocks' inputs (less memory).")
+@click.option("--saved-activations", type=click.Choice(["float32", "bfloat16"]),
+              default="float32", show_default=True,
+              help="What blocks keep for the backward.")  # fmt: skip
 @click.option("--strassen/--no-strassen", default=True, show_default=True,
               help="Seven multiplications for eight in our large products.")  # fmt: skip
 @click.option("--isa", default=None, help="Instruction set of our kernels; the best by default.")
@@ -84,6 +87,7 @@ def train(
     steps: int,
     vs: str,
     recompute: bool,
+    saved_activations: str,
     strassen: bool,
     isa: str | None,
     plain_malloc: bool,
@@ -101,6 +105,7 @@ def train(
         steps=steps,
         peers=_peers(vs),
         recompute=recompute,
+        saved_bfloat16=saved_activations == "bfloat16",
         strassen=strassen,
         isa=isa,
         malloc=not plain_malloc,

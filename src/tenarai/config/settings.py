@@ -55,6 +55,12 @@ class Model:
     recompute: bool = setting(
         False, "keep only each block's input and compute the rest again in the backward pass"
     )
+    saved_activations: str = setting(
+        "float32",
+        "what blocks keep for the backward pass: as computed, or rounded to bfloat16, half the "
+        "memory (the loss is the same, gradients are off by some 0.2 %)",
+        choices=("float32", "bfloat16"),
+    )
     bias: bool = setting(True, "biases in the linear layers and layer norms", family="gpt2")
     gelu: str = setting(
         "tanh",
@@ -249,7 +255,7 @@ class Setting:
     def fixed(self) -> bool:
         """Whether a run that goes on must keep it: the weights and the data's order hang on it."""
         keys = ("optimiser.batch", "optimiser.accumulate", "optimiser.algorithm", "run.seed")
-        free = self.key in ("model.dropout", "model.recompute")
+        free = self.key in ("model.dropout", "model.recompute", "model.saved_activations")
         return not free and (self.section in ("model", "data") or self.key in keys)
 
 

@@ -95,6 +95,7 @@ def tuned(
     lora: LoraConfig | None,
     recompute: bool = False,
     beta: float | None = None,
+    saved_bfloat16: bool = False,
 ) -> Tuned:
     """The model with an adapter that is yet to be drawn, or with every weight to be trained. With
     `beta`, from preferences.
@@ -107,7 +108,7 @@ def tuned(
             "--dpo holds the model against what it was, which an adapter leaves as it is: ask for "
             "one (--lora 16)"
         )
-    model = replace(model, recompute=recompute)
+    model = replace(model, recompute=recompute, saved_bfloat16=saved_bfloat16)
     if lora is not None:
         trained = Weights(adapter_table(chosen_layers(model.table(), lora.layers), lora.rank))
         return Tuned(model, Adapted(weights, trained, lora), trained, lora, beta)

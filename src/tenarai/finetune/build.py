@@ -57,7 +57,9 @@ def build(
         raise TenaraiError(f"{about['model']}: no tokenizer lies beside this model, to read text")
     lora = settings.lora.config if settings.lora.rank else None
     beta = settings.preferences.beta if settings.preferences.dpo else None
-    subject = tuned(base.model, base.params, lora, settings.model.recompute, beta)
+    m = settings.model
+    rounded = m.saved_activations == "bfloat16"
+    subject = tuned(base.model, base.params, lora, m.recompute, beta, rounded)
     template = _template(base) if settings.data.template else None
     longest = settings.model.context + 1
     encode = Encoder(base.tokenizer, template, longest, settings.data.truncate)
@@ -149,7 +151,7 @@ def _take(tuner: Tuner, process: int, report: Report) -> int:
     need = dataclasses.replace(need, weights=need.weights + frozen)
     free = memory.available()
     report.say(f"memory: {need}; {memory.in_words(free)} free")
-    memory.check_fits(need, free, s.optimiser.batch, s.model.recompute)
+    memory.check_fits(need, free, s.optimiser.batch, s.model.recompute, s.model.saved_activations)
     arena.allocate(plans.train, plans.validate)
     tuner.plans = plans
     return need.total

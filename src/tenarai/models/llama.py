@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from tenarai.ops.saved import expand_saved, round_saved
+
 from . import llama_experts
 from .cache_layer import CacheLayer
 from .llama_config import LlamaConfig
@@ -39,7 +41,8 @@ Turn = Callable[[Array], Any]  # turns (..., H, D) in place and gives what turni
 class Llama:
     """The model: a configuration, and what to trade. It holds no weights, only tables of angles.
 
-    With `recompute`, a block keeps only its input and runs forward again in the backward.
+    With `recompute`, a block keeps only its input and runs forward again in the backward; with
+    `saved_bfloat16` what is kept is rounded (ops/saved.py).
     `z_loss` is the weight of (log Z)² in a step of training (ops/reference/cross_entropy.py),
     `balance` that of the mean of the layers' balance losses (ops/reference/experts.py).
     """
@@ -48,6 +51,7 @@ class Llama:
     recompute: bool = False
     z_loss: float = 0.0
     balance: float = 0.0
+    saved_bfloat16: bool = False
     _tables: dict[Rope, tuple[Array, Array]] = field(default_factory=dict, repr=False)
 
     def table(self) -> tuple[Param, ...]:
@@ -101,7 +105,9 @@ class Llama:
             if keep:
                 if self.config.experts:
                     balance = balance + llama_experts.balance_loss(block[-1])
-                saved.append(before if self.recompute else block)
+                kept = before if self.recompute else block
+                saved.append(round_saved(ops, kept) if self.saved_bfloat16 else kept)
+                del kept
             del block, before
         x, norm = ops.rms_norm_forward(x, params["norm.weight"], eps=self.config.norm_eps)
         saved.append(norm)
@@ -111,6 +117,8 @@ class Llama:
         dx = ops.rms_norm_backward(dx, saved.pop(), grads["norm.weight"])
         for i in reversed(range(self.config.layers)):
             block = saved.pop()
+            if self.saved_bfloat16:
+                block = expand_saved(ops, block)
             if self.recompute:
                 _, block = self._train_block(ops, params, i, block)
             dx = self._block_backward(ops, dx, block, grads.scope(f"h.{i}."))

@@ -16,6 +16,7 @@ from math import prod
 
 import numpy as np
 
+FLOAT32 = np.dtype(np.float32)
 ALIGN = 128  # bytes: two cache lines, since the hardware fetches them in pairs
 
 
@@ -24,6 +25,7 @@ class Plan:
     """Where each array of a step lies, in the order in which they are asked for."""
 
     shapes: list[tuple[int, ...]]
+    dtypes: list[np.dtype]
     offsets: list[int]
     bytes: int  # the peak
     arrays: list[np.ndarray] = field(default_factory=list, repr=False)
@@ -36,6 +38,7 @@ class Arena:
         self.dry = False  # a step is being recorded: ops call no kernel
         self._lifetimes: list[list[int]] = []  # [birth, death] by count of births and deaths
         self._shapes: list[tuple[int, ...]] = []
+        self._dtypes: list[np.dtype] = []
         self._clock = 0
         self._memory = np.empty(0, np.uint8)
         self._plan: Plan | None = None
@@ -46,7 +49,7 @@ class Arena:
         """Runs `step` dry and lays its arrays out."""
         if self.dry or self._plan:
             raise RuntimeError("a plan is made between steps, not inside one")
-        self._lifetimes, self._shapes, self._clock = [], [], 0
+        self._lifetimes, self._shapes, self._dtypes, self._clock = [], [], [], 0
         self.dry = True
         try:
             step()
@@ -57,7 +60,7 @@ class Arena:
         ]
         if alive:
             raise RuntimeError(f"arrays {alive} outlive their step: copy what is to be kept")
-        return _lay_out(self._shapes, self._lifetimes)
+        return _lay_out(self._shapes, self._dtypes, self._lifetimes)
 
     def allocate(self, *plans: Plan) -> None:
         """Takes the memory that the largest plan needs, and gives every plan its arrays."""
@@ -65,10 +68,8 @@ class Arena:
         base = -self._memory.ctypes.data % ALIGN
         for plan in plans:
             plan.arrays = [
-                self._memory[base + offset : base + offset + 4 * prod(shape)]
-                .view(np.float32)
-                .reshape(shape)
-                for shape, offset in zip(plan.shapes, plan.offsets, strict=True)
+                np.asarray(_Place(self._memory, base + offset, shape, dtype))
+                for shape, dtype, offset in zip(plan.shapes, plan.dtypes, plan.offsets, strict=True)
             ]
 
     @contextmanager
@@ -90,22 +91,24 @@ class Arena:
         finally:
             self._aside = before
 
-    def empty(self, shape: tuple[int, ...]) -> np.ndarray:
-        """A float32 array for this step; outside of `use`, an ordinary one."""
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype = FLOAT32) -> np.ndarray:
+        """An array for this step; outside of `use`, an ordinary one."""
         if self.dry and not self._aside:
-            return self._imaginary(shape)
-        if self._plan is None or self._aside:
-            return np.empty(shape, np.float32)
+            return self._imaginary(shape, dtype)
+        plan = self._plan
+        if plan is None or self._aside:
+            return np.empty(shape, dtype)
         i, self._next = self._next, self._next + 1
-        if i >= len(self._plan.shapes) or self._plan.shapes[i] != shape:
+        if i >= len(plan.shapes) or plan.shapes[i] != shape or plan.dtypes[i] != dtype:
             raise RuntimeError(f"array {i} of shape {shape} is not in the plan of this step")
-        return self._plan.arrays[i]
+        return plan.arrays[i]
 
-    def _imaginary(self, shape: tuple[int, ...]) -> np.ndarray:
+    def _imaginary(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         index = len(self._lifetimes)
         self._shapes.append(shape)
+        self._dtypes.append(dtype)
         self._lifetimes.append([self._tick(), -1])
-        return np.asarray(_Lifetime(self, index, shape))
+        return np.asarray(_Lifetime(self, index, shape, dtype))
 
     def _tick(self) -> int:
         self._clock += 1
@@ -118,18 +121,18 @@ class Arena:
 class _Lifetime:
     """What the views of one imaginary array hold on to: its end is theirs.
 
-    Every element is the same float (strides of 0), so no shape needs memory.
+    Every element is the same number (strides of 0), so no shape needs memory.
     """
 
-    _float = np.zeros(1, np.float32)
+    _number = np.zeros(1, np.float64)  # as large as any
 
-    def __init__(self, arena: Arena, index: int, shape: tuple[int, ...]):
+    def __init__(self, arena: Arena, index: int, shape: tuple[int, ...], dtype: np.dtype):
         self.arena, self.index = arena, index
         self.__array_interface__ = {
             "version": 3,
             "shape": shape,
-            "typestr": self._float.dtype.str,
-            "data": (self._float.ctypes.data, False),
+            "typestr": dtype.str,
+            "data": (self._number.ctypes.data, False),
             "strides": (0,) * len(shape),
         }
 
@@ -137,9 +140,26 @@ class _Lifetime:
         self.arena._died(self.index)
 
 
-def _lay_out(shapes: list[tuple[int, ...]], lifetimes: list[list[int]]) -> Plan:
+class _Place:
+    """The memory of one array of a plan. It stands between the array and the arena's memory, so
+    that a view's `base` is that array, as in a dry run, and not all of the memory."""
+
+    def __init__(self, memory: np.ndarray, offset: int, shape: tuple[int, ...], dtype: np.dtype):
+        self.memory = memory
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": shape,
+            "typestr": dtype.str,
+            "data": (memory.ctypes.data + offset, False),
+        }
+
+
+def _lay_out(
+    shapes: list[tuple[int, ...]], dtypes: list[np.dtype], lifetimes: list[list[int]]
+) -> Plan:
     """Largest first, each at the lowest place that is free for the whole of its life."""
-    sizes = [-(-4 * prod(shape) // ALIGN) * ALIGN for shape in shapes]
+    counts = [dtype.itemsize * prod(shape) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    sizes = [-(-count // ALIGN) * ALIGN for count in counts]
     offsets = [0] * len(shapes)
     placed: list[int] = []
     for i in sorted(range(len(shapes)), key=lambda i: (-sizes[i], i)):
@@ -157,4 +177,4 @@ def _lay_out(shapes: list[tuple[int, ...]], lifetimes: list[list[int]]) -> Plan:
         offsets[i] = place
         placed.append(i)
     peak = max((offsets[i] + sizes[i] for i in range(len(shapes))), default=0)
-    return Plan(shapes, offsets, peak)
+    return Plan(shapes, dtypes, offsets, peak)

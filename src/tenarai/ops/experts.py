@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .gradient import MaybeGradient, clear_unwritten
+from .saved import Saved
 
 Array = np.ndarray
 
@@ -69,7 +70,7 @@ def forward(
     from_f = _products(ops, g, f, downs, y)
     if not dry:
         g.scatter(y, out.reshape(-1, C), weights.reshape(-1, g.k))
-    return out, (g, weights, y, to_gate, to_up, gated, from_f)
+    return out, Saved.of((y, to_gate, to_up, gated, from_f), (g, weights))
 
 
 def backward(
@@ -80,7 +81,7 @@ def backward(
     dups: Sequence[MaybeGradient],
     ddowns: Sequence[MaybeGradient],
 ) -> tuple[Array, Array]:
-    g, weights, y, to_gate, to_up, gated, from_f = saved
+    y, to_gate, to_up, gated, from_f, g, weights = saved
     C, M, dry = dy.shape[-1], g.N * g.k, ops.arena.dry
     dout = ops._new(M, C)  # first the gradient of each token, then times its weight
     dweights = np.zeros(M, np.float32)

@@ -20,6 +20,7 @@ from .fast_attention import Attention
 from .fast_linear_attention import LinearAttention
 from .fast_loss import Loss
 from .gradient import Unwritten, cleared, wanted
+from .saved import Saved
 
 try:
     from .. import _kernels
@@ -28,6 +29,7 @@ except ImportError as missing:  # e.g. run from a source tree that was never bui
     _why_missing = str(missing)
 
 Array = np.ndarray
+BFLOAT16 = np.dtype(np.uint16)  # NumPy has none: its bits
 
 
 def available_isas() -> list[str]:
@@ -129,7 +131,7 @@ class Fast(Attention, LinearAttention, Loss):
     def _linear_forward(self, x, w, b, residual, gelu, out):
         y = self._new(*x.shape[:-1], w.shape[0]) if out is None else out  # (..., O)
         self._product(y, x, w, b, residual, gelu)
-        return y, (x, w, gelu)
+        return y, Saved.of((x,), (w, gelu))
 
     def _product(self, y, x, w, b, residual, gelu):
         """y = f(x) wᵀ + b + residual; w float32 or quantised."""
@@ -173,7 +175,8 @@ class Fast(Attention, LinearAttention, Loss):
     def route_forward(self, logits, k, *, normalise=True, balance=0.0):
         from .reference.experts import route_forward
 
-        return route_forward(logits, k, normalise=normalise, balance=balance)
+        *results, saved = route_forward(logits, k, normalise=normalise, balance=balance)
+        return *results, Saved.of((), saved)
 
     def route_backward(self, dweights, saved):
         from .reference.experts import route_backward
@@ -191,7 +194,7 @@ class Fast(Attention, LinearAttention, Loss):
     def gelu_forward(self, x, *, approximate="tanh", out=None):
         y = self.empty_like(x) if out is None else out
         self._run("gelu_forward", y, x, approximate)
-        return y, (x, approximate)
+        return y, Saved.of((x,), (approximate,))
 
     def gelu_backward(self, dy, saved, *, out=None):
         x, approximate = saved
@@ -287,7 +290,7 @@ class Fast(Attention, LinearAttention, Loss):
         mean, rstd = self._new(*x.shape[:-1]), self._new(*x.shape[:-1])
         b = np.zeros_like(w) if b is None else b  # the kernel always adds one
         self._run("layer_norm_forward", y, mean, rstd, x, w, b, eps)
-        return y, (x, w, mean, rstd)
+        return y, Saved.of((x,), (w, mean, rstd))
 
     def layer_norm_backward(self, dy, saved, dw, db=None, dresidual=None, *, out=None):
         x, w, mean, rstd = saved
@@ -300,7 +303,7 @@ class Fast(Attention, LinearAttention, Loss):
         y = self.empty_like(x) if out is None else out
         rstd = self._new(*x.shape[:-1])
         self._run("rms_norm_forward", y, rstd, x, w, eps)
-        return y, (x, w, rstd)
+        return y, Saved.of((x,), (w, rstd))
 
     def rms_norm_backward(self, dy, saved, dw, dresidual=None, *, out=None):
         x, w, rstd = saved
@@ -308,6 +311,18 @@ class Fast(Attention, LinearAttention, Loss):
         dw = np.zeros_like(w) if wanted(dw) is None else cleared(dw)  # the kernel always adds
         self._run("rms_norm_backward", dx, dw, dy, dresidual, x, w, rstd)
         return dx
+
+    # What is kept between forward and backward, in half the memory (saved.py)
+
+    def to_bfloat16(self, x, *, out=None):
+        h = self.arena.empty(x.shape, BFLOAT16) if out is None else out
+        self._run("to_bfloat16", h, x)
+        return h
+
+    def from_bfloat16(self, h, *, out=None):
+        x = self.empty_like(h) if out is None else out
+        self._run("from_bfloat16", x, h)
+        return x
 
     # Quantised weights
 

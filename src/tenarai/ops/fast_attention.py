@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .attention_options import AttentionOptions
+from .saved import Saved
 
 Array = np.ndarray
 
@@ -26,7 +27,7 @@ class Attention:
             self._run("rope", y, x, cos, sin, None, adjacent, False)
         else:  # each row a sequence of its own
             self._run("rope", y[:, None], x[:, None], cos, sin, positions, adjacent, False)
-        return y, (cos, sin, pairing)
+        return y, Saved.of((), (cos, sin, pairing))
 
     def rope_backward(self, dy, saved, *, out=None):
         cos, sin, pairing = saved
@@ -40,7 +41,7 @@ class Attention:
         B, T, H, D = q.shape
         y = self._new(B, T, H, D) if out is None else out
         lse = self._new(B, H, T)
-        saved = (q, k, v, y, lse, sinks, o)
+        saved = Saved.of((q, k, v, y), (lse, sinks, o))
         self._run("attention_forward", y, lse, q, k, v, *_attention(saved))
         return y, saved
 

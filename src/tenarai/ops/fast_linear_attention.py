@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from .saved import Saved
+
 Array = np.ndarray
 CHUNK = 64
 
@@ -52,7 +54,8 @@ class LinearAttention:
         states = self._new(B, H, -(-T // CHUNK), D, Dv)
         u = None if beta is None else self.empty_like(v)
         self._run("linear_attention_forward", y, last, states, u, q, k, v, beta, g, initial, scale)
-        return y, last, (q, k, v, beta, g, initial is not None, states, last, u, scale)
+        exact = (beta, g, initial is not None, states, last, u, scale)
+        return y, last, Saved.of((q, k, v), exact)
 
     def _linear_backward_pass(self, dy, saved, dfinal):
         q, k, v, beta, g, has_initial, states, last, u, scale = saved

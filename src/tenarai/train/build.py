@@ -55,7 +55,8 @@ def build(
     need = memory.need(model.table(), activations, dataset.bytes, process, state.optimiser)
     free = memory.available()
     report.say(f"memory: {need}; {memory.in_words(free)} free")
-    memory.check_fits(need, free, settings.optimiser.batch, settings.model.recompute)
+    m = settings.model
+    memory.check_fits(need, free, settings.optimiser.batch, m.recompute, m.saved_activations)
     _take(trainer.plans)
 
     if checkpoint is None:

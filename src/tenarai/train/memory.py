@@ -138,7 +138,9 @@ def taken(status: Path = Path("/proc/self/status")) -> int | None:
     return most if sys.platform == "darwin" else most * 1024
 
 
-def check_fits(need: Need, free: int, batch: int, recompute: bool) -> None:
+def check_fits(
+    need: Need, free: int, batch: int, recompute: bool, saved_activations: str = "float32"
+) -> None:
     """Raise TenaraiError where the machine has less than the run needs, and say what would do."""
     more = need.total - need.tokens - resident()
     if more <= free:
@@ -148,6 +150,8 @@ def check_fits(need: Need, free: int, batch: int, recompute: bool) -> None:
         advice.append(f"a smaller micro-batch (--batch {batch // 2}, with twice the --accumulate)")
     if not recompute:
         advice.append("--recompute, which keeps less for the backward pass")
+    if saved_activations == "float32" and not recompute:
+        advice.append("--saved-activations bfloat16, which keeps as much in half the memory")
     advice.append("a shorter --context, or a smaller preset")
     raise TenaraiError(
         f"this run needs {need}, and this machine has {in_words(max(free, 0))} free: "

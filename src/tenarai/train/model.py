@@ -18,6 +18,7 @@ GEMMA_LOCAL_THETA = 10000.0
 def model_of(m: Model, o: Optimiser, vocab_size: int) -> AnyModel:
     """The model that the settings describe, for a vocabulary of that size."""
     how: dict[str, Any] = {"recompute": m.recompute, "z_loss": o.z_loss}
+    how["saved_bfloat16"] = m.saved_activations == "bfloat16"
     if m.family == "llama":
         return Llama(_llama(m, vocab_size), **how, balance=o.balance)
     config = GPT2Config(

@@ -9,6 +9,7 @@ and no conj, masks are applied by `where`.
 from numpy import empty_like
 
 from .attention import attention_backward, attention_forward
+from .bfloat16 import from_bfloat16, to_bfloat16
 from .cache_attention import cache_attention
 from .cross_entropy import cross_entropy_backward, cross_entropy_forward
 from .delta_rule import (
@@ -59,6 +60,7 @@ __all__ = [
     "empty_like",
     "experts_backward",
     "experts_forward",
+    "from_bfloat16",
     "gated_linear_attention_backward",
     "gated_linear_attention_decode",
     "gated_linear_attention_forward",
@@ -92,4 +94,5 @@ __all__ = [
     "square_sum",
     "swiglu_backward",
     "swiglu_forward",
+    "to_bfloat16",
 ]
