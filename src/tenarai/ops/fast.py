@@ -77,7 +77,11 @@ class Fast(Attention, LinearAttention, Loss):
     ):
         if activations not in ACTIVATIONS:
             raise ValueError(f"activations = {activations!r}, expected one of {ACTIVATIONS}")
-        self.machine = _compiled().Machine(isa, threads or default_threads())
+        machine = _compiled().Machine
+        try:
+            self.machine = machine(isa, threads or default_threads())
+        except ValueError as error:  # too many threads, an instruction set that is not here
+            raise TenaraiError(f"isa = {isa!r}, threads = {threads}: {error}") from error
         self.arena = arena or Arena()
         self.calls = 0  # of kernels so far
         self.strassen = strassen
