@@ -184,8 +184,8 @@ class Fast(Attention, LinearAttention, Loss):
 
         return route_backward(dweights, saved)
 
-    def experts_forward(self, x, weights, experts, gates, ups, downs):
-        return expert_rows.forward(self, x, weights, experts, gates, ups, downs)
+    def experts_forward(self, x, weights, experts, gates, ups, downs, *, linear=None):
+        return expert_rows.forward(self, x, weights, experts, gates, ups, downs, linear or self)
 
     def experts_backward(self, dy, saved, dgates, dups, ddowns):
         return expert_rows.backward(self, dy, saved, dgates, dups, ddowns)
