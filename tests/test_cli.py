@@ -241,6 +241,11 @@ def test_names_with_control_characters_stay_on_one_line(capsys):
     assert capsys.readouterr().err.startswith("error: a\\nb\\x1b[31m\\udcff　c: no such file")
 
 
+def test_long_values_are_cut_in_the_middle():
+    shown = str(TenaraiError("begin " + "x" * 10**6 + " end"))
+    assert shown.startswith("begin x") and shown.endswith("x end") and len(shown) < 2100
+
+
 def test_arguments_that_are_no_unicode(trained):
     done = tenarai("tokenize", "-m", trained[0] / "run", os.fsdecode(b"a\xff"), "--json")
     assert done.returncode == 0 and b"TEXT" in done.stderr

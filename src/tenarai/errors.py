@@ -3,16 +3,21 @@ as a single line."""
 
 import unicodedata
 
+LONGEST = 2000  # characters of a message
+
 
 class TenaraiError(Exception):
     """Something that the user can mend. The message names the thing, what was wrong, what to do.
 
-    Names in it may come from strangers' files: what would begin a line, move the cursor or cannot
-    be written shows as an escape.
+    Names and values in it may come from strangers' files: what would begin a line, move the cursor
+    or cannot be written shows as an escape, and the middle of a long text is left out.
     """
 
     def __str__(self) -> str:
-        return "".join(map(_shown, super().__str__()))
+        text = super().__str__()
+        if len(text) > LONGEST:
+            text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+        return "".join(map(_shown, text))
 
 
 class TenaraiWarning(UserWarning):
