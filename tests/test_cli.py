@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -13,14 +14,25 @@ from tenarai.errors import TenaraiError
 from tiny import flags, write_text
 
 
-def tenarai(*arguments, **environment):
+def tenarai(*arguments, stdout=subprocess.PIPE, **environment):
     """The program in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "tenarai", *map(str, arguments)],
-        capture_output=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONUTF8": "0"} | environment,
         timeout=120,
     )
+
+
+def without_a_reader(*arguments):
+    """The program writing into a pipe whose reader has gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        return tenarai(*arguments, stdout=writer)
+    finally:
+        os.close(writer)
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +152,8 @@ class Raises(click.Command):
         (KeyboardInterrupt(), 130, "stopped"),
         (ZeroDivisionError("by zero"), 1, "bug in tenarai: ZeroDivisionError: by zero (TENARAI_"),
         (MemoryError(), 1, "too little memory"),
+        (PermissionError(13, "Permission denied", "x"), 1, "read or write x: Permission denied\n"),
+        (OSError(28, "No space left on device"), 1, "write the output: No space left on device\n"),
     ],
 )
 def test_errors(error, status, message, capsys, monkeypatch):
@@ -164,12 +178,78 @@ def test_a_reader_that_goes_away(trained):
     assert b"Traceback" not in done.stderr and b"Exception" not in done.stderr
 
 
-def test_a_reader_that_goes_away_is_no_failure(trained):
-    """`true` is gone before anything is written; a short text could all lie in the pipe of a reader
-    that reads."""
-    script = f"{sys.executable} -m tenarai run -m {trained[0] / 'run'} -p the -n 400"
-    command = ["bash", "-c", f"{script} | true; exit ${{PIPESTATUS[0]}}"]
-    assert subprocess.run(command, capture_output=True, timeout=120).returncode == 141
+@pytest.mark.parametrize("arguments", [["run", "-p", "the", "-n", 40], ["run", "--json", "-n", 4],
+                                       ["inspect"], ["tokenize", "x"]])  # fmt: skip
+def test_a_reader_that_has_gone_is_no_failure(trained, arguments):
+    verb, *rest = arguments
+    model = [trained[0] / "run"] if verb == "inspect" else ["-m", trained[0] / "run"]
+    done = without_a_reader(verb, *model, *rest)
+    assert done.returncode == 141
+    assert b"Traceback" not in done.stderr and b"rror" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"]])
+def test_help_without_a_reader(arguments):
+    done = without_a_reader(*arguments)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
+@pytest.mark.parametrize("arguments", [["--help"], ["doctor", "--no-measure"]])
+def test_a_full_disk_behind_the_output(arguments):
+    with open("/dev/full", "wb") as full:
+        done = tenarai(*arguments, stdout=full)
+    assert done.returncode == 1
+    assert done.stderr == b"error: cannot read or write the output: No space left on device\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed(trained, closed):
+    for rest in ("--version", f"run -m {trained[0] / 'run'} -p the -n 2",
+                 f"chat --style plain -m {trained[0] / 'run'} </dev/null"):  # fmt: skip
+        command = f"{sys.executable} -m tenarai {rest} {closed}"
+        done = subprocess.run(command, shell=True, capture_output=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert b"bug" not in done.stderr and b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["run", "-m", "", "-p", "x"], "the model's name is empty"),
+        (["run", "-m", "{run}", "-p", "x", "-t", "5000"], "threads = 5000: .*expected 1 to 1024"),
+        (["train", "--threads", "5000", "--out", "{new}"], "threads = 5000: .*1 to 1024"),
+        (["train", "--seed", "9" * 26, "--out", "{new}"], r"run.seed .*2\^63"),
+        (["train", "--steps", "9" * 400, "--out", "{new}"], r"schedule.steps .*2\^63"),
+        (["train", "--config", "{toml}", "--out", "{new}"], "long.toml is not a TOML file"),
+        (["tokenize", "-m", "/dev/null", "x"], "/dev/null: no ordinary file"),
+    ],
+)
+def test_absurd_values_are_one_line(trained, tmp_path, arguments, message, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(trained[0]))
+    toml = tmp_path / "long.toml"
+    toml.write_text(f"[schedule]\nsteps = {'9' * 5000}\n")
+    places = {"run": trained[0] / "run", "new": tmp_path / "new", "toml": toml}
+    assert cli.main([a.format(**places) for a in arguments]) == 1
+    shown = capsys.readouterr().err
+    assert re.match(f"error: .*{message}", shown) and shown.count("\n") == 1
+
+
+def test_names_with_control_characters_stay_on_one_line(capsys):
+    assert cli.main(["inspect", "a\nb\x1b[31m\udcff　c"]) == 1
+    assert capsys.readouterr().err.startswith("error: a\\nb\\x1b[31m\\udcff　c: no such file")
+
+
+def test_long_values_are_cut_in_the_middle():
+    shown = str(TenaraiError("begin " + "x" * 10**6 + " end"))
+    assert shown.startswith("begin x") and shown.endswith("x end") and len(shown) < 2100
+
+
+def test_arguments_that_are_no_unicode(trained):
+    done = tenarai("tokenize", "-m", trained[0] / "run", os.fsdecode(b"a\xff"), "--json")
+    assert done.returncode == 0 and b"TEXT" in done.stderr
+    assert json.loads(done.stdout)["text"].startswith("a")
 
 
 def test_a_mistyped_verb(capsys):

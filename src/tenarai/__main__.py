@@ -2,6 +2,9 @@
 
 import sys
 
-from tenarai.cli import main
+try:
+    from tenarai.cli import main
+except KeyboardInterrupt:  # before main is there to take it
+    sys.exit(130)
 
 sys.exit(main())

@@ -6,6 +6,7 @@ Verbs are imported when they are used, so that `tenarai --help` answers at once.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import os
@@ -55,10 +56,18 @@ class Verbs(click.Group):
         module = importlib.import_module(f"{__name__}.{VERBS[name][0]}")
         return getattr(module, name)
 
+    # Where the reader is gone, click would end the program with 1, as if the work had failed.
+
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **more)
+        except BrokenPipeError:  # in --help and --version
+            raise click.exceptions.Exit(_reader_left()) from None
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:  # click would end the program with 1, as if the work had failed
+        except BrokenPipeError:
             return _reader_left()
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -78,8 +87,8 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (that of the process by default); → the exit status."""
-    for stream in (sys.stdout, sys.stderr):
-        _make_tolerant(stream)
+    for name in ("stdin", "stdout", "stderr"):
+        _make_tolerant(name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("default", TenaraiWarning)
@@ -97,6 +106,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return _reader_left()
+    except OSError as error:  # a full disk behind `> file`, a file that went away meanwhile
+        if not error.filename:
+            _discard_output()
+        name = os.fsdecode(error.filename) if error.filename else "the output"
+        return _fail(f"cannot read or write {name}: {error.strerror or error}")
     except MemoryError as error:
         return _fail(f"this machine has too little memory for it ({error or 'allocation failed'})")
     except Exception as error:
@@ -108,8 +122,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _reader_left() -> int:
     """The reader has seen enough (`tenarai ... | head`): what is still to come goes nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _discard_output()
     return 141
+
+
+def _discard_output() -> None:
+    """What is still to be written to stdout goes nowhere: ending the program cannot fail."""
+    with contextlib.suppress(OSError, ValueError):  # it may be somebody's own object
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _show_warning(
@@ -125,8 +145,11 @@ def _fail(message: str) -> int:
     return 1
 
 
-def _make_tolerant(stream: object) -> None:
-    """A console that cannot show a character shows `?`: no text ends the program."""
-    reconfigure = getattr(stream, "reconfigure", None)  # not there when somebody replaced it
-    if reconfigure is not None:
+def _make_tolerant(name: str) -> None:
+    """A console that cannot show a character shows `?`: no text ends the program. A stream that
+    is closed (`>&-`) is an empty one."""
+    if getattr(sys, name) is None:
+        setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+    reconfigure = getattr(getattr(sys, name), "reconfigure", None)  # not there where replaced
+    if reconfigure is not None and name != "stdin":
         reconfigure(errors="replace")

@@ -44,16 +44,18 @@ def quantize(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Write the GGUF file IN as OUT with weights of TYPE."""
+    """Write the GGUF file IN (or a name of `tenarai pull`) as OUT with weights of TYPE."""
     from tqdm import tqdm
 
+    from tenarai.io.named_models import model_path
     from tenarai.models.gguf_quantize import quantize_file, total_weights
     from tenarai.quant.mixes import mix_of
 
     mix_of(kind)  # a mistyped name is told before a bar is drawn
-    with tqdm(total=total_weights(source), unit="", unit_scale=True, disable=None) as bar:
+    path = model_path(source)
+    with tqdm(total=total_weights(path), unit="", unit_scale=True, disable=None) as bar:
         done = quantize_file(
-            source,
+            path,
             target,
             kind,
             importance=imatrix,

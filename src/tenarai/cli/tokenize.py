@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from .prompt import from_argument
+
 EXAMPLES = """
 \b
 Examples:
@@ -38,8 +40,7 @@ def tokenize(model: str, text: str, special: bool, decode: bool, as_json: bool) 
     from tenarai import tokenizers
     from tenarai.io.named_models import model_path
 
-    if text == "-":
-        text = _stdin()
+    text = _stdin() if text == "-" else from_argument(text, "TEXT")
     tokenizer = tokenizers.load(model_path(model))
     if decode:
         ids = _ids(text, tokenizer.vocab_size)

@@ -120,7 +120,7 @@ def read_toml(path: str | os.PathLike[str]) -> tuple[Values, str | None]:
         document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise TenaraiError(f"cannot read the settings {where}: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, numbers of 5,000 digits
         raise TenaraiError(f"{where} is not a TOML file: {error}") from error
     preset = document.pop("preset", None)
     if preset is not None and not isinstance(preset, str):

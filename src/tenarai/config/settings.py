@@ -16,6 +16,7 @@ from typing import Any, cast
 from tenarai.errors import TenaraiError
 
 Value = int | float | bool | str
+LARGEST = (1 << 63) - 1  # whole number: NumPy's int64
 
 
 def setting(
@@ -295,6 +296,8 @@ def unknown(name: str, where: str) -> str:
 def typed(row: Setting, value: Any, where: str) -> Value:
     """`value` as the row's type, inside its bounds. Raises TenaraiError that says what may be."""
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    if type(value) is int and abs(value) > LARGEST:
+        raise TenaraiError(f"{where}: {row.key} beyond 2^63: take a smaller number")
     if row.type is float and type(value) is int:
         value = float(value)
     if not isinstance(value, int | float | bool | str) or type(value) is not row.type:

@@ -38,7 +38,7 @@ class Lora:
         0.0, "share of the adapters' inputs dropped", low=0, below=1, flag="lora-dropout"
     )
     layers: str = setting(
-        "all", "which linear layers: all, attention, mlp, or names as in attn.q,attn.v",
+        "all", "which linear layers: all, attention, mlp, experts, or names as in attn.q,attn.v",
         flag="lora-layers",
     )  # fmt: skip
 

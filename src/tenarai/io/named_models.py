@@ -108,8 +108,10 @@ def model_path(name_or_path: PathName) -> Path:
     """The path of a model's file: a known name's in the cache, anything else as it is.
 
     A file or folder of that name in the working folder comes first. Raises TenaraiError for a
-    known name whose file has not been pulled.
+    known name whose file has not been pulled; for no name at all.
     """
+    if not os.fspath(name_or_path):
+        raise TenaraiError("the model's name is empty: name a file, a folder, or a known model")
     path = Path(name_or_path)
     model = MODELS.get(os.fspath(name_or_path))
     if model is None or path.exists():

@@ -64,7 +64,7 @@ def last_words(said: str) -> str:
     if "No module named pip" in said:
         advice = f"install pip with `{sys.executable} -m ensurepip`."
     elif "No space left" in said:
-        advice = "free some space."
+        last, advice = "the disk is full", "free some space."
     elif "HASH" in said.upper():
         advice = "the index has another file than the one that is expected."
-    return f"{last[:200] or 'pip said nothing'}: {advice}"
+    return f"{last[:200].rstrip(':') or 'pip said nothing'}: {advice}"

@@ -80,7 +80,9 @@ def open_file(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise TenaraiError(
             f"{path}: not a whole safetensors file ({error}): copy or download it again"
         ) from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise TenaraiError(f"cannot read {path}: {error.strerror or 'no such file'}") from error
+    except ValueError as error:
         raise TenaraiError(f"cannot read {path}: {error}") from error
     header.pop("__metadata__", None)
     tensors = []
@@ -92,10 +94,11 @@ def open_file(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def open_index(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Name → Tensor of all files that `model.safetensors.index.json` lists.
+    """Name → Tensor of all files that `model.safetensors.index.json` lists: all that they hold,
+    be it listed or not.
 
     Raises TenaraiError: a file missing or damaged, a file outside the index's own folder, a
-    tensor that is not in the file where the index places it.
+    tensor that is not in the file where the index places it, or that is in two.
     """
     path = Path(path)
     places = read_json(path, INDEX_BYTES).get("weight_map")
@@ -106,13 +109,19 @@ def open_index(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             raise TenaraiError(
                 f"{path}: lists the file {file!r}, expected a .safetensors beside it"
             )
-    shards = {file: open_file(path.parent / file) for file in sorted(set(places.values()))}
-    missing = sorted(name for name, file in places.items() if name not in shards[file])
-    if missing:
-        raise TenaraiError(
-            f"{path}: {missing[0]} is not in {places[missing[0]]}: download both again"
-        )
-    return {name: shards[file][name] for name, file in places.items()}
+    found: dict[str, Tensor] = {}
+    for file in sorted(set(places.values())):
+        for name, tensor in open_file(path.parent / file).items():
+            if name in found:
+                raise TenaraiError(
+                    f"{path}: {name} is in two files, {found[name].file.name} and {file}: are they "
+                    "of one model?"
+                )
+            found[name] = tensor
+    for name, file in places.items():
+        if name not in found or found[name].file.name != file:
+            raise TenaraiError(f"{path}: {name} is not in {file}: download both again")
+    return found
 
 
 Made = tuple[str, tuple[int, ...], Callable[[], Array]]  # name, shape, function that makes it

@@ -3,7 +3,8 @@
 PEFT's folders (adapter_peft.py) and GGUF adapters (adapter_gguf.py) hold A and B of each tensor of
 a file. Where files hold several of our weights in one tensor (Phi-3's qkv), they have one A for all
 of them and B's rows one above the other: a part of ours is that A and its rows of B. The way back,
-parts with an A each become one of their ranks together, B a matrix of blocks.
+parts with an A each become one of their ranks together, B a matrix of blocks. A GGUF adapter's
+experts lie in one tensor as in the model's file, each with an A and a B: (E, r, I) and (E, O, r).
 """
 
 from __future__ import annotations
@@ -66,11 +67,24 @@ def read_adapter(path: PathName, model: AnyModel) -> Adapter:
 
 @dataclass(frozen=True)
 class Factors:
-    """A (r, I) and B (O, r) of one tensor of a file, and their scale."""
+    """A (r, I) and B (O, r) of one tensor of a file, and their scale; of experts that lie in one,
+    (E, r, I) and (E, O, r)."""
 
     a: Array
     b: Array
     scale: float
+
+    @property
+    def rank(self) -> int:
+        return int(self.a.shape[-2])
+
+    def of(self, p: Param) -> tuple[Array, Array]:
+        """A and B of one of the weights in the tensor."""
+        if p.stacked and self.a.ndim == 3:
+            return self.a[p.stacked.index], self.b[p.stacked.index]
+        if p.fused:
+            return self.a, self.b[p.fused.begin : p.fused.begin + p.shape[0]]
+        return self.a, self.b
 
 
 def to_ours(
@@ -79,9 +93,11 @@ def to_ours(
     found: Mapping[str, Factors],
     groups: Mapping[str, Sequence[Param]],
     turn: Turn,
+    stacked: bool = False,
 ) -> Adapter:
     """An adapter of a file's tensors. `groups` are our weights in each tensor, `turn` puts B's rows
-    in our order. Raises TenaraiError, which names tensor and shapes, for another model's."""
+    in our order, `stacked`: experts lie in one tensor. Raises TenaraiError, which names tensor and
+    shapes, for another model's."""
     weights: dict[str, Array] = {}
     scales: dict[str, float] = {}
     for name, factors in found.items():
@@ -90,16 +106,18 @@ def to_ours(
             raise TenaraiError(
                 f"{path}: adapts {name}, which this model has not: is the adapter for another one?"
             )
-        I, O = group[0].shape[1], group[0].fused.rows if group[0].fused else group[0].shape[0]
-        if a.shape[1:] != (I,) or b.shape != (O, len(a)):
+        first, r = group[0], factors.rank
+        O, I = first.fused.rows if first.fused else first.shape[0], first.shape[1]
+        E = (first.stacked.count,) if stacked and first.stacked else ()
+        if a.shape != (*E, r, I) or b.shape != (*E, O, r):
             raise TenaraiError(
                 f"{path}: {name} has an adapter of shapes {a.shape} and {b.shape} for a weight "
-                f"{(O, I)}: is it for another model size?"
+                f"{(*E, O, I)}: is it for another model size?"
             )
         for p in group:
-            rows = b[p.fused.begin : p.fused.begin + p.shape[0]] if p.fused else b
+            part, rows = factors.of(p)
             stem = p.name.removesuffix(".weight")
-            weights[stem + A] = a
+            weights[stem + A] = part
             weights[stem + B] = np.ascontiguousarray(turn(p, rows))
             if factors.scale != config.scale:
                 scales[p.name] = factors.scale
@@ -107,15 +125,29 @@ def to_ours(
 
 
 def to_files(
-    adapter: Adapter, groups: Mapping[str, Sequence[Param]], turn: Turn
+    adapter: Adapter, groups: Mapping[str, Sequence[Param]], turn: Turn, stacked: bool = False
 ) -> dict[str, Factors]:
-    """By a file's names, `turn` from our order of rows to its. Parts of one tensor become one."""
+    """By a file's names, `turn` from our order of rows to its. Parts of one tensor become one,
+    where files are `stacked` a mixture's experts too."""
     found: dict[str, Factors] = {}
     for name, group in groups.items():
         parts = [p for p in group if p.name.removesuffix(".weight") + A in adapter.weights]
         if parts:
-            found[name] = _joined(adapter, parts, turn)
+            join = _stacked if stacked and parts[0].stacked else _joined
+            found[name] = join(adapter, parts, turn)
     return found
+
+
+def _stacked(adapter: Adapter, parts: Sequence[Param], turn: Turn) -> Factors:
+    """Zeros for experts that have no adapter, and beyond the rank of those with a smaller one."""
+    each = {p.stacked.index: _joined(adapter, [p], turn) for p in parts if p.stacked}
+    first, E = next(iter(each.values())), next(p.stacked.count for p in parts if p.stacked)
+    r = max(f.rank for f in each.values())
+    a = np.zeros((E, r, first.a.shape[1]), np.float32)
+    b = np.zeros((E, first.b.shape[0], r), np.float32)
+    for e, f in each.items():
+        a[e, : f.rank], b[e, :, : f.rank] = f.a, f.b * np.float32(f.scale / first.scale)
+    return Factors(a, b, first.scale)
 
 
 def _joined(adapter: Adapter, parts: Sequence[Param], turn: Turn) -> Factors:

@@ -3,6 +3,7 @@
     general.type = "adapter", adapter.type = "lora", general.architecture as the model's
     adapter.lora.alpha                                         one for all tensors
     NAME.lora_a (r, I), NAME.lora_b (O, r)                     NAME being the weight's in its file
+    NAME.lora_a (E, r, I), NAME.lora_b (E, O, r)               of a tensor of E experts
 
 A tensor's scale is alpha / r with its own r. Source: llama.cpp, src/llama-adapter.cpp.
 """
@@ -35,7 +36,7 @@ ALPHA = "adapter.lora.alpha"
 def write(path: str | PathLike[str], adapter: Adapter, model: AnyModel, name: str = "") -> None:
     """`name` is the adapter's, for people. Raises WriteError."""
     groups = by_file_name(linear_layers(model.table()))
-    found = to_files(adapter, groups, lambda p, b: _turned(model, p, b, out=True))
+    found = to_files(adapter, groups, lambda p, b: _turned(model, p, b, out=True), stacked=True)
     alpha = adapter.config.alpha
     metadata = {
         "general.type": "adapter",
@@ -46,7 +47,7 @@ def write(path: str | PathLike[str], adapter: Adapter, model: AnyModel, name: st
     }
     tensors = []
     for key, f in found.items():
-        b = f.b * np.float32(f.scale * len(f.a) / alpha) if f.scale != alpha / len(f.a) else f.b
+        b = f.b * np.float32(f.scale * f.rank / alpha) if f.scale != alpha / f.rank else f.b
         tensors += [_tensor(f"{key}.lora_a", f.a), _tensor(f"{key}.lora_b", b)]
     gguf_write.write(path, metadata, tensors)
 
@@ -76,18 +77,22 @@ def read(path: str | PathLike[str], model: AnyModel) -> Adapter:
     halves: dict[str, dict[str, gguf.GGUFTensor]] = {}
     for name, tensor in file.tensors.items():
         stem, _, half = name.rpartition(".lora_")
-        if half not in ("a", "b") or tensor.ndim != 2 or min(tensor.shape) < 1:
+        if half not in ("a", "b") or tensor.ndim not in (2, 3) or min(tensor.shape) < 1:
             raise TenaraiError(f"{path}: {name} of shape {tensor.shape} is no part of a LoRA")
         halves.setdefault(stem, {})[half] = tensor
     need_pairs(path, halves)
     found = {}
     for stem, pair in halves.items():
         a, b = (np.array(pair[half].float32()) for half in "ab")
-        found[stem] = Factors(a, b, alpha / len(a))
-    ranks = sorted(len(f.a) for f in found.values())
+        found[stem] = Factors(a, b, alpha / a.shape[-2])
+    ranks = sorted(f.rank for f in found.values())
     config = LoraConfig(ranks[0], alpha)
     groups = by_file_name(linear_layers(model.table()))
-    return to_ours(Path(path), config, found, groups, lambda p, b: _turned(model, p, b, out=False))
+
+    def turn(p: Param, b: Array) -> Array:
+        return _turned(model, p, b, out=False)
+
+    return to_ours(Path(path), config, found, groups, turn, stacked=True)
 
 
 def _turned(model: AnyModel, p: Param, b: Array, out: bool) -> Array:

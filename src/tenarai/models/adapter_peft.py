@@ -128,19 +128,24 @@ def _read_config(config: Mapping[str, Any], where: Path) -> tuple[LoraConfig, bo
     for name, usual in (("use_dora", False), ("bias", "none"), ("modules_to_save", None)):
         if config.get(name, usual) not in (usual, None, []):
             raise TenaraiError(f"{where}: {name} is {config[name]!r}, which cannot be followed")
-    rank, alpha = config.get("r"), config.get("lora_alpha")
+    rank: Any = config.get("r")
+    alpha: Any = config.get("lora_alpha")
     if type(rank) is not int or not 1 <= rank <= MOST_RANK:
         raise TenaraiError(f"{where}: r is {rank!r}, expected 1 to {MOST_RANK}")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha < 1e9:
+    if not _is_alpha(alpha):
         raise TenaraiError(f"{where}: lora_alpha is {alpha!r}, expected a number")
     return LoraConfig(rank, float(alpha)), config.get("use_rslora") is True
+
+
+def _is_alpha(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and 0 <= value < 1e9
 
 
 def _of_pattern(pattern: Any, stem: str, default: float) -> float:
     """The value of the first key that is the layer's name or its end, as PEFT looks it up."""
     for key, value in pattern.items() if isinstance(pattern, dict) else ():
         if stem == key or stem.endswith(f".{key}"):
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            if not _is_alpha(value):
                 raise TenaraiError(f"{CONFIG}: alpha_pattern of {key} is {value!r}, no number")
             return float(value)
     return default

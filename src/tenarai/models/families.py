@@ -38,7 +38,7 @@ def from_hugging_face(config: Mapping[str, Any], where: Path) -> AnyModel:
     setting that cannot be followed, a number of the wrong kind or out of bounds."""
     from tenarai.models import hf_config, hf_llama
 
-    kind = config.get("model_type", "gpt2")
+    kind = config.get("model_type", "gpt2" if "n_embd" in config else None)  # old ones say none
     if kind == "gpt2":
         return GPT2(hf_config.from_hugging_face(config, where))
     if isinstance(kind, str) and kind in hf_llama.MODEL_TYPES:

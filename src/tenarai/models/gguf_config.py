@@ -10,6 +10,7 @@ llama.cpp's converter writes.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -99,11 +100,22 @@ class _Keys:
     def has(self, name: str) -> bool:
         return f"{self.arch}.{name}" in self.file.metadata
 
+    def in_a_layer(self, part: str, kind: str) -> bool:
+        """Whether any layer has such a tensor, so that where one lacks it, that one is named."""
+        pattern = re.compile(rf"blk\.\d+\.{part}\.{kind}")
+        return any(map(pattern.fullmatch, self.file.tensors))
+
     def vocabulary(self) -> int:
         tensor = self.file.tensors.get(EMBEDDING)
         if tensor is None or tensor.ndim != 2:
             raise TenaraiError(f"{self.file.path}: has no matrix {EMBEDDING}: is the file whole?")
-        return tensor.shape[0]
+        rows = tensor.shape[0]
+        if (said := self.integer("vocab_size", LENGTHS, rows)) > rows:
+            raise TenaraiError(
+                f"{self.file.path}: {EMBEDDING} has shape {tensor.shape}, and "
+                f"{self.arch}.vocab_size is {said}: is the file whole?"
+            )
+        return rows
 
     def factors(self, name: str) -> tuple[float, ...]:
         """RoPE's factors, a tensor of a number for each pair."""
@@ -150,9 +162,11 @@ def _llama(keys: _Keys) -> LlamaConfig:
     gemma = arch == "gemma3"
     rope = _rope(keys, head_size, context)
     local = Rope(rope.size, keys.number("rope.freq_base_swa", GEMMA_LOCAL_BASE))
-    biases = [f"blk.0.{n}.bias" in tensors for n in ("attn_q", "attn_output", "ffn_down")]
+    qkv, output, mlp = (
+        keys.in_a_layer(part, "bias") for part in ("attn_(q|k|v|qkv)", "attn_output", "ffn_[a-z]+")
+    )
     return LlamaConfig(
-        arch=_family(arch, experts, bool(windows), any(biases)),
+        arch=_family(arch, experts, bool(windows), qkv or output or mlp),
         vocab_size=keys.vocabulary(),
         context=context,
         layers=layers,
@@ -166,10 +180,10 @@ def _llama(keys: _Keys) -> LlamaConfig:
         rope=rope,
         local_rope=local if gemma else None,
         pairing="adjacent" if arch == "llama" else "half",
-        qkv_bias=biases[0] or "blk.0.attn_qkv.bias" in tensors,
-        output_bias=biases[1],
-        mlp_bias=biases[2],
-        qk_norm="blk.0.attn_q_norm.weight" in tensors,
+        qkv_bias=qkv,
+        output_bias=output,
+        mlp_bias=mlp,
+        qk_norm=keys.in_a_layer("attn_[qk]_norm", "weight"),
         norms_after=gemma,
         gate="gelu" if gemma else "silu",
         embedding_scale=math.sqrt(width) if gemma else 1.0,

@@ -7,6 +7,7 @@ adapter_exchange.py.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from tenarai.errors import TenaraiError
-from tenarai.ops.gradient import FROZEN, Gradient
-from tenarai.ops.lora import LoraGradient, LoraWeight
+from tenarai.ops.gradient import FROZEN, Gradient, LoraGradient
+from tenarai.ops.lora import LoraWeight
 from tenarai.quant import Format, QuantTensor
 
 from .table import Expanded, NamedWeights, Param, Weight
@@ -25,13 +26,18 @@ A, B = ".lora_a", ".lora_b"
 # Below these are norms and the embedding, which have no adapters.
 FIRST = frozenset(f"h.0.attn.{name}.weight" for name in ("q", "k", "v", "c_attn"))
 # What people call groups of layers: parts of our names. "all" is attention and MLP.
-GROUPS = {"attention": (".attn.",), "mlp": (".mlp.",), "all": (".attn.", ".mlp.")}
+GROUPS = {
+    "attention": (".attn.",),
+    "mlp": (".mlp.",),
+    "experts": (".experts.",),
+    "all": (".attn.", ".mlp."),
+}
 
 
 @dataclass(frozen=True)
 class LoraConfig:
     """rank r, alpha (the scale is alpha / r), dropout of the adapters' inputs, and the layers:
-    "all", "attention", "mlp", or names such as "attn.q,attn.v"."""
+    "all", "attention", "mlp", "experts", or names such as "attn.q,attn.v"."""
 
     rank: int = 16
     alpha: float = 32.0
@@ -44,12 +50,12 @@ class LoraConfig:
 
 
 def linear_layers(table: Sequence[Param]) -> tuple[Param, ...]:
-    """The weights that may have an adapter: the matrices of the blocks' linear layers, but not a
-    mixture's router and experts, which are no linear layers of their own."""
+    """The weights that may have an adapter: the matrices of the blocks' linear layers, a mixture's
+    experts too, but not its router."""
     return tuple(
         p for p in table
         if len(p.shape) == 2 and p.name.endswith(".weight") and p.name.startswith("h.")
-        and not any(part in p.name for part in (".router.", ".experts."))
+        and ".router." not in p.name
     )  # fmt: skip
 
 
@@ -74,8 +80,8 @@ def chosen_layers(table: Sequence[Param], layers: str) -> tuple[Param, ...]:
 
 
 def kind_of(name: str) -> str:
-    """ "attn.q" of "h.3.attn.q.weight"."""
-    return name.split(".", 2)[2].removesuffix(".weight")
+    """ "attn.q" of "h.3.attn.q.weight", "mlp.experts.up" of "h.3.mlp.experts.7.up.weight"."""
+    return re.sub(r"\.experts\.\d+\.", ".experts.", name.split(".", 2)[2].removesuffix(".weight"))
 
 
 def adapter_table(params: Sequence[Param], rank: int) -> tuple[Param, ...]:

@@ -56,7 +56,9 @@ def forward(
     gates: Sequence[Any],
     ups: Sequence[Any],
     downs: Sequence[Any],
+    linear: Any,
 ) -> tuple[Array, tuple]:
+    """`linear` are the ops whose linear layers multiply: with adapters not `ops` (lora.py)."""
     (C, F), E, dry = downs[0].shape, len(gates), ops.arena.dry
     g = Gathered(experts, E)
     M = g.N * g.k
@@ -64,13 +66,13 @@ def forward(
     y, out = ops._new(M, C), ops.empty_like(x)
     if not dry:
         g.gather(x.reshape(-1, C), rows)
-    to_gate = _products(ops, g, rows, gates, gate)
-    to_up = _products(ops, g, rows, ups, up)
+    to_gate = _products(linear, g, rows, gates, gate)
+    to_up = _products(linear, g, rows, ups, up)
     f, gated = ops.swiglu_forward(gate, up)  # (M, F)
-    from_f = _products(ops, g, f, downs, y)
+    from_f = _products(linear, g, f, downs, y)
     if not dry:
         g.scatter(y, out.reshape(-1, C), weights.reshape(-1, g.k))
-    return out, Saved.of((y, to_gate, to_up, gated, from_f), (g, weights))
+    return out, Saved.of((y, to_gate, to_up, gated, from_f), (linear, g, weights))
 
 
 def backward(
@@ -81,7 +83,7 @@ def backward(
     dups: Sequence[MaybeGradient],
     ddowns: Sequence[MaybeGradient],
 ) -> tuple[Array, Array]:
-    y, to_gate, to_up, gated, from_f, g, weights = saved
+    y, to_gate, to_up, gated, from_f, linear, g, weights = saved
     C, M, dry = dy.shape[-1], g.N * g.k, ops.arena.dry
     dout = ops._new(M, C)  # first the gradient of each token, then times its weight
     dweights = np.zeros(M, np.float32)
@@ -90,11 +92,11 @@ def backward(
         dweights[g.order] = np.einsum("mc,mc->m", dout, y)
         dout *= weights.reshape(-1)[g.order, None]
     df = ops.empty_like(gated[0])  # (M, F)
-    _gradients(ops, g, dout, from_f, ddowns, df)
+    _gradients(linear, g, dout, from_f, ddowns, df)
     dgate, dup = ops.swiglu_backward(df, gated)
     drows, more, dx = dout, ops._new(M, C), ops.empty_like(dy)  # dout has served
-    _gradients(ops, g, dup, to_up, dups, drows)
-    _gradients(ops, g, dgate, to_gate, dgates, more)
+    _gradients(linear, g, dup, to_up, dups, drows)
+    _gradients(linear, g, dgate, to_gate, dgates, more)
     ops.residual_forward(drows, more, out=drows)
     if not dry:
         g.scatter(drows, dx.reshape(-1, C))

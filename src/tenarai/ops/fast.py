@@ -79,7 +79,11 @@ class Fast(Attention, LinearAttention, Loss):
     ):
         if activations not in ACTIVATIONS:
             raise ValueError(f"activations = {activations!r}, expected one of {ACTIVATIONS}")
-        self.machine = _compiled().Machine(isa, threads or default_threads())
+        machine = _compiled().Machine
+        try:
+            self.machine = machine(isa, threads or default_threads())
+        except ValueError as error:  # too many threads, an instruction set that is not here
+            raise TenaraiError(f"isa = {isa!r}, threads = {threads}: {error}") from error
         self.arena = arena or Arena()
         self.calls = 0  # of kernels so far
         self.strassen = strassen
@@ -183,8 +187,8 @@ class Fast(Attention, LinearAttention, Loss):
 
         return route_backward(dweights, saved)
 
-    def experts_forward(self, x, weights, experts, gates, ups, downs):
-        return expert_rows.forward(self, x, weights, experts, gates, ups, downs)
+    def experts_forward(self, x, weights, experts, gates, ups, downs, *, linear=None):
+        return expert_rows.forward(self, x, weights, experts, gates, ups, downs, linear or self)
 
     def experts_backward(self, dy, saved, dgates, dups, ddowns):
         return expert_rows.backward(self, dy, saved, dgates, dups, ddowns)

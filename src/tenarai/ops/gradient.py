@@ -35,6 +35,14 @@ Gradient = Array | Unwritten
 MaybeGradient = Gradient | _Frozen | None
 
 
+@dataclass(frozen=True)
+class LoraGradient:
+    """Of a weight with an adapter (lora.py): where the gradients of A and B go."""
+
+    a: Gradient
+    b: Gradient
+
+
 def wanted(dw: MaybeGradient) -> Gradient | None:
     """None where the weight is frozen, or the op has none."""
     return None if isinstance(dw, _Frozen) else dw
@@ -52,8 +60,10 @@ def cleared(dw: Gradient | None) -> Array | None:
     return dw
 
 
-def clear_unwritten(*gradients: MaybeGradient) -> None:
+def clear_unwritten(*gradients: MaybeGradient | LoraGradient) -> None:
     """Zeros where a gradient would have been written, had its weight been used."""
     for dw in gradients:
-        if isinstance(dw, Unwritten):
+        if isinstance(dw, LoraGradient):
+            clear_unwritten(dw.a, dw.b)
+        elif isinstance(dw, Unwritten):
             cleared(dw)

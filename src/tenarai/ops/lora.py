@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..quant import QuantTensor
-from .gradient import FROZEN, Gradient
+from .gradient import FROZEN
 
 Array = np.ndarray
 
@@ -63,14 +63,6 @@ class LoraWeight:
         """W + s B A, expanded: (O, I) float32."""
         w = self.base.dequantize() if isinstance(self.base, QuantTensor) else self.base
         return (w + np.float32(self.scale) * (self.b @ self.a)).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class LoraGradient:
-    """Where the gradients of A and B go."""
-
-    a: Gradient
-    b: Gradient
 
 
 class _Saved(NamedTuple):
@@ -175,6 +167,12 @@ class Tuning:
         """h = d(x) Aᵀ, and what the product and the dropout saved."""
         x, dropped = self.below.dropout_forward(x, *mask) if mask else (x, None)
         return (*self.below.linear_forward(x, w.a), dropped)
+
+    # Mixture of experts
+
+    def experts_forward(self, x, weights, experts, gates, ups, downs, *, linear=None):
+        own = linear or self
+        return self.below.experts_forward(x, weights, experts, gates, ups, downs, linear=own)
 
     # Attention, loss
 

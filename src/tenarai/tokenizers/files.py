@@ -92,7 +92,8 @@ def _in_folder(folder: Path) -> Path:
 def _read(path: Path) -> bytes:
     try:
         if not path.is_file():
-            raise TokenizerError("no such file: check the path")
+            what = "no ordinary file" if path.exists() else "no such file"
+            raise TokenizerError(f"{what}: check the path")
         if (size := path.stat().st_size) > MAX_BYTES:
             raise TokenizerError(f"{size} bytes are more than any tokenizer has: is it a model?")
         return path.read_bytes()

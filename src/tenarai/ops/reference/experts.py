@@ -18,6 +18,7 @@ Jiang and others, "Mixtral of experts" (2024).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -70,22 +71,26 @@ def experts_forward(
     gates: Sequence[Array],
     ups: Sequence[Array],
     downs: Sequence[Array],
+    *,
+    linear: Any = None,
 ) -> tuple[Array, Saved]:
     """y (..., C), the sum above. x (..., C), weights, experts (..., k); of each expert a gate and
-    an up (F, C) and a down (C, F)."""
+    an up (F, C) and a down (C, F). `linear` are the ops whose linear layers multiply with them:
+    those of ops/lora.py where they have adapters."""
+    forward = linear.linear_forward if linear else linear_forward
     k = experts.shape[-1]
     rows, flat = x.reshape(-1, x.shape[-1]), experts.reshape(-1, k)  # (N, C), (N, k)
     scales, y = weights.reshape(-1, k), np.zeros_like(rows)
     each = []
     for e in range(len(gates)):
         tokens, places = np.nonzero(flat == e)  # each token at most once
-        gate, to_gate = linear_forward(rows[tokens], gates[e])  # (n, F)
-        up, to_up = linear_forward(rows[tokens], ups[e])
+        gate, to_gate = forward(rows[tokens], gates[e])  # (n, F)
+        up, to_up = forward(rows[tokens], ups[e])
         f, gated = swiglu_forward(gate, up)
-        out, from_f = linear_forward(f, downs[e])  # (n, C)
+        out, from_f = forward(f, downs[e])  # (n, C)
         y[tokens] += scales[tokens, places][:, None] * out
         each.append((tokens, places, to_gate, to_up, gated, out, from_f))
-    return y.reshape(x.shape), (x.shape, scales, each, weights.shape)
+    return y.reshape(x.shape), (linear, x.shape, scales, each, weights.shape)
 
 
 def experts_backward(
@@ -96,7 +101,8 @@ def experts_backward(
     ddowns: Sequence[MaybeGradient],
 ) -> tuple[Array, Array]:
     """dx (..., C), dweights (..., k). Gradients of experts that no token goes to stay."""
-    shape, scales, each, weights_shape = saved
+    linear, shape, scales, each, weights_shape = saved
+    backward = linear.linear_backward if linear else linear_backward
     dy_rows = dy.reshape(-1, shape[-1])  # (N, C)
     dx, dscales = np.zeros_like(dy_rows), np.zeros_like(scales)
     for e, (tokens, places, to_gate, to_up, gated, out, from_f) in enumerate(each):
@@ -105,8 +111,8 @@ def experts_backward(
             continue
         dscales[tokens, places] = (dy_rows[tokens] * out).sum(axis=-1)
         dout = scales[tokens, places][:, None] * dy_rows[tokens]  # (n, C)
-        df = linear_backward(dout, from_f, ddowns[e])
+        df = backward(dout, from_f, ddowns[e])
         dgate, dup = swiglu_backward(df, gated)
-        dx[tokens] += linear_backward(dup, to_up, dups[e])
-        dx[tokens] += linear_backward(dgate, to_gate, dgates[e])
+        dx[tokens] += backward(dup, to_up, dups[e])
+        dx[tokens] += backward(dgate, to_gate, dgates[e])
     return dx.reshape(shape), dscales.reshape(weights_shape)
