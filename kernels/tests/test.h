@@ -60,9 +60,11 @@ inline void expect_near(const char* isa, const char* what, Array& got,
 
 // In files of their own.
 void test_attention(const Kernels&, Pool&);
+void test_cache_attention(const Kernels&, Pool&);
 void test_linear_attention(const Kernels&, Pool&);
 void test_rows(const Kernels&, Pool&);
 void test_quant(const Kernels&, Pool&);
+void test_quantize(const Kernels&, Pool&);
 void test_pool(int threads);
 
 }  // namespace tenarai::test

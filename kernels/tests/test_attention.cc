@@ -1,5 +1,6 @@
 // Attention against plain loops in double: views with gaps between their rows, grouped heads, more
-// keys than queries, odd sizes, few queries and many, one thread and several.
+// keys than queries, odd sizes, few queries and many, every option with every other, one thread and
+// several.
 #include <algorithm>
 #include <cstring>
 #include <string>
@@ -27,18 +28,79 @@ struct View {
   }
 };
 
+enum : unsigned {
+  kPrefix = 1,
+  kDocuments = 2,
+  kLengths = 4,
+  kSoftCap = 8,
+  kAlibi = 16,
+  kSinks = 32
+};
+constexpr unsigned kAllOptions = 63;
+
 struct Case {
   int64_t B, T, S, H, K, D;
   bool causal;
   int64_t window = kNoWindow;
+  unsigned options = 0;
+  bool has(unsigned option) const { return options & option; }
+};
+
+// What a case's options point to.
+struct Options {
+  const Case& c;
+  std::vector<int32_t> documents, lengths, prefix;
+  Array alibi, sinks;
+  const double soft_cap;
+
+  explicit Options(const Case& a)
+      : c(a), alibi(a.H), sinks(a.H), soft_cap(a.has(kSoftCap) ? 1.5 : 0) {
+    for (int64_t h = 0; h < c.H; ++h) alibi[h] = 0.1f + 0.05f * alibi[h];
+    for (int64_t b = 0; b < c.B; ++b) {
+      lengths.push_back(static_cast<int32_t>(c.S * 3 / (4 + b)));  // the last queries see nothing
+      prefix.push_back(static_cast<int32_t>(9 * b + 4));
+      for (int64_t s = 0; s < c.S; ++s)  // documents of 11, 24, ... keys, the first one shorter
+        documents.push_back(s == 0 || s % (13 * b + 11) == 3 ? static_cast<int32_t>(s)
+                                                             : documents.back());
+    }
+  }
+  AttentionShape shape(float scale) {
+    const auto if_ = [&](unsigned option, auto& a) { return c.has(option) ? a.data() : nullptr; };
+    return {c.B,
+            c.T,
+            c.S,
+            c.H,
+            c.K,
+            c.D,
+            scale,
+            c.causal,
+            c.window,
+            if_(kDocuments, documents),
+            if_(kLengths, lengths),
+            if_(kPrefix, prefix),
+            static_cast<float>(soft_cap),
+            if_(kAlibi, alibi),
+            if_(kSinks, sinks)};
+  }
+  bool sees(int64_t b, int64_t t, int64_t s) const {
+    const int64_t x = t + c.S - c.T;
+    const auto start = [&](int64_t key) { return documents[static_cast<size_t>(b * c.S + key)]; };
+    const size_t row = static_cast<size_t>(b);
+    if (c.has(kLengths) && s >= lengths[row]) return false;
+    if (c.has(kDocuments) && start(s) != start(x)) return false;
+    if (c.has(kPrefix) && s < (c.has(kDocuments) ? start(s) : 0) + prefix[row]) return true;
+    return (!c.causal || s <= x) && std::abs(x - s) < c.window;
+  }
 };
 
 void test_attention(const Kernels& k, Pool& pool, const Case& c) {
   View q(c.B, c.T, c.H, c.D, 3), key(c.B, c.S, c.K, c.D, 5), v(c.B, c.S, c.K, c.D, 1);
   View y(c.B, c.T, c.H, c.D, 2), dy(c.B, c.T, c.H, c.D, 4);
   View dq(c.B, c.T, c.H, c.D, 1), dk(c.B, c.S, c.K, c.D, 2), dv(c.B, c.S, c.K, c.D, 3);
-  Array lse(c.B * c.H * c.T);
-  Doubles want_y = y.want(), want_dq = dq.want(), want_dk = dk.want(), want_dv = dv.want();
+  Array lse(c.B * c.H * c.T), dsinks(c.H);
+  Options o(c);
+  Doubles want_dsinks(dsinks.data(), dsinks.data() + c.H), want_y = y.want(), want_dq = dq.want(),
+                                                           want_dk = dk.want(), want_dv = dv.want();
   Doubles want_lse(static_cast<size_t>(lse.size()));
   for (View* view : {&y, &dq, &dk, &dv})
     view->clear(view == &y ? &want_y : view == &dq ? &want_dq : view == &dk ? &want_dk : &want_dv);
@@ -47,26 +109,34 @@ void test_attention(const Kernels& k, Pool& pool, const Case& c) {
   for (int64_t b = 0; b < c.B; ++b)
     for (int64_t h = 0; h < c.H; ++h)
       for (int64_t t = 0; t < c.T; ++t) {
-        const int64_t kh = h / (c.H / c.K), n = c.causal ? t + c.S - c.T + 1 : c.S;
-        const int64_t from = std::max<int64_t>(0, t + c.S - c.T + 1 - c.window);
-        Doubles p(static_cast<size_t>(n)), dp(p);
-        double total = 0, delta = 0;
-        for (int64_t s = from; s < n; ++s) {
-          double a = 0, d_p = 0;
+        const int64_t kh = h / (c.H / c.K);
+        Doubles p(static_cast<size_t>(c.S)), dp(p), slope(p);
+        const double sink = c.has(kSinks) ? std::exp(double{o.sinks[h]}) : 0;
+        double total = sink, delta = 0;
+        for (int64_t s = 0; s < c.S; ++s) {
+          if (!o.sees(b, t, s)) continue;
+          const size_t i = static_cast<size_t>(s);
+          double a = 0;
           for (int64_t d = 0; d < c.D; ++d) {
             a += static_cast<double>(q.at(b, t, h, d)) * key.at(b, s, kh, d);
-            d_p += static_cast<double>(dy.at(b, t, h, d)) * v.at(b, s, kh, d);
+            dp[i] += static_cast<double>(dy.at(b, t, h, d)) * v.at(b, s, kh, d);
           }
-          p[static_cast<size_t>(s)] = std::exp(scale * a);
-          dp[static_cast<size_t>(s)] = d_p;
-          total += p[static_cast<size_t>(s)];
+          a *= scale;
+          const double u = o.soft_cap > 0 ? std::tanh(a / o.soft_cap) : 0;
+          if (o.soft_cap > 0) a = o.soft_cap * u;
+          if (c.has(kAlibi)) a -= o.alibi[h] * static_cast<double>(std::abs(t + c.S - c.T - s));
+          p[i] = std::exp(a), slope[i] = 1 - u * u;
+          total += p[i];
         }
+        if (total == 0) total = 1;  // no key and no sink
         want_lse[static_cast<size_t>((b * c.H + h) * c.T + t)] = std::log(total);
         for (double& x : p) x /= total;
         for (size_t s = 0; s < p.size(); ++s) delta += p[s] * dp[s];
-        for (int64_t s = from; s < n; ++s) {
-          const double w = p[static_cast<size_t>(s)], ds = w * (dp[static_cast<size_t>(s)] - delta);
-          for (int64_t d = 0; d < c.D; ++d) {
+        want_dsinks[static_cast<size_t>(h)] -= sink / total * delta;
+        for (int64_t s = 0; s < c.S; ++s) {
+          const size_t i = static_cast<size_t>(s);
+          const double w = p[i], ds = w * (dp[i] - delta) * slope[i];
+          for (int64_t d = 0; d < c.D && w > 0; ++d) {
             const auto add = [&](Doubles& x, int64_t place, double more) {
               x[static_cast<size_t>(place + d)] += more;
             };
@@ -78,7 +148,7 @@ void test_attention(const Kernels& k, Pool& pool, const Case& c) {
         }
       }
 
-  const AttentionShape shape{c.B, c.T, c.S, c.H, c.K, c.D, scale, c.causal, c.window};
+  const AttentionShape shape = o.shape(scale);
   k.attention_forward(pool,
                       {y.array.data(), lse.data(), q.array.data(), key.array.data(), v.array.data(),
                        y.strides(), q.strides(), key.strides(), v.strides()},
@@ -87,13 +157,14 @@ void test_attention(const Kernels& k, Pool& pool, const Case& c) {
       pool,
       {dq.array.data(), dk.array.data(), dv.array.data(), dy.array.data(), q.array.data(),
        key.array.data(), v.array.data(), y.array.data(), lse.data(), dq.strides(), dk.strides(),
-       dv.strides(), dy.strides(), q.strides(), key.strides(), v.strides(), y.strides()},
+       dv.strides(), dy.strides(), q.strides(), key.strides(), v.strides(), y.strides(),
+       c.has(kSinks) ? dsinks.data() : nullptr},
       shape);
   const std::string sizes =
       " B=" + std::to_string(c.B) + " T=" + std::to_string(c.T) + " S=" + std::to_string(c.S) +
       " H=" + std::to_string(c.H) + " K=" + std::to_string(c.K) + " D=" + std::to_string(c.D) +
       (c.causal ? " causal" : " full") + " window=" + std::to_string(c.window) +
-      " threads=" + std::to_string(pool.threads());
+      " options=" + std::to_string(c.options) + " threads=" + std::to_string(pool.threads());
   const auto check = [&](const char* name, Array& got, const Doubles& want) {
     // Scores of a few units, each good to 2^-23 of the largest; dk and dv sum T of their products.
     expect_near(k.isa, ("attention " + std::string(name) + sizes).c_str(), got, want, 5e-6);
@@ -103,6 +174,7 @@ void test_attention(const Kernels& k, Pool& pool, const Case& c) {
   check("dq", dq.array, want_dq);
   check("dk", dk.array, want_dk);
   check("dv", dv.array, want_dv);
+  check("dsinks", dsinks, want_dsinks);
 }
 
 // The same bits twice on the same number of threads.
@@ -157,6 +229,11 @@ void test_attention(const Kernels& k, Pool& pool) {
     test_attention(k, pool, {1, 2, 300, 2, 1, 20, true, window});    // few queries
     test_attention(k, pool, {1, 1, 1100, 1, 1, 16, true, window});
   }
+  for (unsigned options = 0; options <= kAllOptions; ++options)
+    for (const bool causal : {true, false})
+      test_attention(k, pool, {2, 66, 75, 2, 1, 7, causal, options % 2 ? 20 : kNoWindow, options});
+  test_attention(k, pool, {3, 2, 150, 4, 2, 20, true, kNoWindow, kAllOptions});  // few queries
+  test_attention(k, pool, {1, 200, 200, 1, 1, 33, true, 70, kAllOptions});  // one head, threads
   test_same_bits(k, pool);
   test_nan(k, pool, 1);
   test_nan(k, pool, 70);

@@ -28,15 +28,19 @@ void test_linear(const Kernels& k, Pool& pool, int64_t M, int64_t I, int64_t O, 
   Doubles want_y(static_cast<size_t>(M * O)), want_dx(static_cast<size_t>(M * I)),
       want_dw(dw.data(), dw.data() + O * I), want_db(db.data(), db.data() + O),
       want_db_alone(static_cast<size_t>(O)), want_alone(want_y);
+  Doubles fx(static_cast<size_t>(M * I)), slope(fx);
+  for (int64_t i = 0; i < M * I; ++i) {
+    fx[static_cast<size_t>(i)] = gelu(x[i], f);
+    slope[static_cast<size_t>(i)] = gelu_derivative(x[i], f);
+  }
   for (int64_t m = 0; m < M; ++m)
     for (int64_t o = 0; o < O; ++o) {
       double total = 0;
       for (int64_t i = 0; i < I; ++i) {
-        const double fx = gelu(x[m * I + i], f);
-        total += fx * w[o * I + i];
-        want_dx[static_cast<size_t>(m * I + i)] +=
-            static_cast<double>(dy[m * O + o]) * w[o * I + i] * gelu_derivative(x[m * I + i], f);
-        want_dw[static_cast<size_t>(o * I + i)] += dy[m * O + o] * fx;
+        const size_t at = static_cast<size_t>(m * I + i);
+        total += fx[at] * w[o * I + i];
+        want_dx[at] += static_cast<double>(dy[m * O + o]) * w[o * I + i] * slope[at];
+        want_dw[static_cast<size_t>(o * I + i)] += dy[m * O + o] * fx[at];
       }
       want_alone[static_cast<size_t>(m * O + o)] = total;
       want_y[static_cast<size_t>(m * O + o)] = total + b[o] + residual[m * O + o];
@@ -220,9 +224,11 @@ int main() {
       test::test_cross_entropy(k, pool);
       test::test_optim(k, pool);
       test::test_attention(k, pool);
+      test::test_cache_attention(k, pool);
       test::test_linear_attention(k, pool);
       test::test_rows(k, pool);
       test::test_quant(k, pool);
+      test::test_quantize(k, pool);
     }
     test::test_linear_threads(k, 45, 400, 130);
     test::test_linear_threads(k, 301, 533, 478);

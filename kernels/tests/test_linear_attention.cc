@@ -160,14 +160,22 @@ void test_case(const Kernels& k, Pool& pool, const Case& c) {
   if (gated) check("dg", r.dg, r.want_dg);
   if (c.initial) check("dfirst", r.dfirst, r.want_dfirst);
   if (c.T != 1) return;
-  std::vector<int32_t> slots;  // one token from the first states, which move on to the last
-  for (int64_t b = 0; b < c.B; ++b) slots.push_back(static_cast<int32_t>(b));
+  // One token from the first states, which move on to the last; slots the other way round.
+  const int64_t each = c.H * c.D * c.V;
+  std::vector<int32_t> slots;
+  Array moved(r.state);
+  Doubles want(r.want_last);
+  for (int64_t b = 0; b < c.B; ++b) {
+    slots.push_back(static_cast<int32_t>(c.B - 1 - b));
+    std::copy_n(r.first.data() + b * each, each, moved.data() + slots.back() * each);
+    std::copy_n(r.want_last.begin() + b * each, each, want.begin() + slots.back() * each);
+  }
   k.linear_attention_decode(pool,
-                            {r.y.data(), r.first.data(), slots.data(), r.q.data(), r.key.data(),
+                            {r.y.data(), moved.data(), slots.data(), r.q.data(), r.key.data(),
                              r.v.data(), if_(c.delta, r.beta), if_(gated, r.g)},
                             r.shape());
   check("y of a step", r.y, r.want_y);
-  check("state after a step", r.first, r.want_last);
+  check("state after a step", moved, want);
 }
 
 }  // namespace

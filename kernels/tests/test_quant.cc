@@ -1,91 +1,140 @@
-// Products with quantised weights against the weights that `dequantize` expands, in double.
+// Products with quantised weights, forward and backward, against plain loops in double.
+#include <algorithm>
 #include <string>
 
 #include "test.h"
+#include "test_blocks.h"
 
 namespace tenarai::test {
 namespace {
 
+using Doubles = std::vector<double>;
 size_t at(int64_t i) { return static_cast<size_t>(i); }
 
-struct Case {
-  const char* name;
-  QuantFormat format;
-  int halves[2];  // where float16 numbers stand in a block, -1 for none
-};
-constexpr Case kCases[] = {
-    {"Q4_0", QuantFormat::q4_0, {0, -1}},     {"Q4_1", QuantFormat::q4_1, {0, 2}},
-    {"Q5_0", QuantFormat::q5_0, {0, -1}},     {"Q5_1", QuantFormat::q5_1, {0, 2}},
-    {"Q8_0", QuantFormat::q8_0, {0, -1}},     {"Q2_K", QuantFormat::q2_k, {80, 82}},
-    {"Q3_K", QuantFormat::q3_k, {108, -1}},   {"Q4_K", QuantFormat::q4_k, {0, 2}},
-    {"Q5_K", QuantFormat::q5_k, {0, 2}},      {"Q6_K", QuantFormat::q6_k, {208, -1}},
-    {"IQ4_NL", QuantFormat::iq4_nl, {0, -1}}, {"IQ4_XS", QuantFormat::iq4_xs, {0, -1}},
-};
-
-// Random blocks, at an odd address; their float16 numbers are some of +-2^-6 to 2^-5.
-std::vector<uint8_t> blocks(const Case& c, int64_t count, int bytes) {
-  std::vector<uint8_t> data(at(count * bytes + 1));
-  for (uint8_t& byte : data) byte = static_cast<uint8_t>(random_number() * 128 + 128);
-  for (int64_t i = 0; i < count; ++i)
-    for (const int half : c.halves)
-      if (half >= 0) {
-        uint8_t& high = data[at(1 + i * bytes + half + 1)];
-        high = static_cast<uint8_t>((high & 0x83) | 0x24);
-      }
-  return data;
-}
-
-// The largest size of `count` numbers from the i-th on, of n.
-double largest(const float* x, int64_t i, int64_t count, int64_t n) {
-  double most = 0;
-  for (int64_t j = i; j < i + count && j < n; ++j) most = std::fmax(most, std::fabs(x[j]));
-  return most;
-}
-
-// Within rounding: of float32 sums; of activations to at most 1 / 2047 of the largest of 256, or
-// 1 / 127 of that of 32, and then of a K format's weights to 1 / 127 of the largest of 128.
-void test_product(const Kernels& k, Pool& pool, const Case& c, int64_t M, int64_t I, int64_t O) {
-  const BlockSize size = block_size(c.format);
-  const int64_t row = I / size.weights * size.bytes;
-  const std::vector<uint8_t> data = blocks(c, O * I / size.weights, size.bytes);
-  const uint8_t* w = data.data() + 1;
-  Array x(M * I), b(O), residual(M * O), wide(O * I), y(M * O);
-  k.dequantize(pool, wide.data(), w, c.format, O, I, row);
-  for (const Activations kind : {Activations::float32, Activations::words, Activations::bytes}) {
-    const bool bytes = kind == Activations::bytes;
-    k.quant_linear_forward(pool, y.data(), x.data(), w, c.format, b.data(), residual.data(), M, I,
-                           O, row, kind);
-    for (int64_t m = 0; m < M; ++m)
-      for (int64_t o = 0; o < O; ++o) {
-        double want = static_cast<double>(b[o]) + residual[m * O + o], bound = 1e-6, step = 0,
-               w_step = 0;
-        for (int64_t i = 0; i < I; ++i) {
-          if (kind != Activations::float32 && i % (bytes ? 32 : 256) == 0)
-            step = largest(&x[m * I], i, bytes ? 32 : 256, I) / (bytes ? 127 : 2047);
-          if (bytes && size.weights == 256 && i % 128 == 0)
-            w_step =
-                largest(&wide[o * I], i, 128, I) / 126 + largest(&wide[o * I], i, 256, I) / 2000;
-          want += static_cast<double>(x[m * I + i]) * wide[o * I + i];
-          bound += std::fabs(wide[o * I + i]) * (step / 2 + 2e-6 * std::fabs(x[m * I + i])) +
-                   w_step / 2 * (std::fabs(x[m * I + i]) + step / 2);
-        }
-        const double got = y[m * O + o];
-        if (!(std::fabs(got - want) <= bound)) {
-          expect(false, k.isa, (std::string("quant_linear ") + c.name).c_str(), got, want);
-          return;
-        }
-      }
-    expect(y.guards_hold(), k.isa, "quant_linear: outside y", 0, 12345);
+// For each of n numbers, `step` apart, the largest size among its `block` of them, over `levels`.
+template <class Number>
+Doubles steps(const Number* x, int64_t n, int64_t block, double levels, int64_t step = 1) {
+  Doubles sizes;
+  for (int64_t from = 0; from < n; from += block) {
+    const int64_t end = std::min(from + block, n);
+    double most = 0;
+    for (int64_t i = from; i < end; ++i) most = std::fmax(most, std::fabs(x[i * step]));
+    for (int64_t i = from; i < end; ++i) sizes.push_back(most / levels);
   }
+  return sizes;
+}
+
+// A sum of products a b, and how far off it may be: half a step for what is rounded, and what
+// float32 sums are.
+struct Wanted {
+  double sum = 0, bound = 1e-6;
+  void add(double a, double b, double a_step, double b_step) {
+    sum += a * b;
+    bound += std::fabs(b) * (a_step / 2 + 2e-6 * std::fabs(a)) +
+             b_step / 2 * (std::fabs(a) + a_step / 2);
+  }
+};
+
+void expect_within(const Kernels& k, const std::string& what, Array& got,
+                   const std::vector<Wanted>& want) {
+  for (int64_t i = 0; i < got.size(); ++i)
+    if (!(std::fabs(got[i] - want[at(i)].sum) <= want[at(i)].bound))
+      return expect(false, k.isa, what.c_str(), got[i], want[at(i)].sum);
+  expect(got.guards_hold(), k.isa, what.c_str(), 0, 12345);
+}
+
+std::string name_of(const char* what, const BlockCase& c, Activations kind, int64_t M, int64_t I,
+                    int64_t O, Pool& pool) {
+  static const char* const kinds[] = {" float32", " words", " bytes"};
+  return std::string(what) + c.name + kinds[static_cast<int>(kind)] + " M=" + std::to_string(M) +
+         " I=" + std::to_string(I) + " O=" + std::to_string(O) +
+         " threads=" + std::to_string(pool.threads());
+}
+constexpr Activations kKinds[] = {Activations::float32, Activations::words, Activations::bytes};
+
+// Activations are rounded to at most 1 / 2047 of the largest of 256, or 1 / 127 of that of 32, and
+// then a K format's weights to 1 / 127 of the largest of 128.
+void test_forward(const Kernels& k, Pool& pool, const BlockCase& c, int64_t M, int64_t I,
+                  int64_t O) {
+  Blocks w(c.format, O, I);
+  w.fill(c.halves);
+  const Doubles wide = w.wide();
+  Array x(M * I), b(O), residual(M * O), y(M * O);
+  for (const Activations kind : kKinds) {
+    if (w.size.weights == 1 && kind != Activations::float32) break;
+    const bool bytes = kind == Activations::bytes, rounded = kind != Activations::float32;
+    std::vector<Wanted> want(at(M * O));
+    Doubles w_step(at(O * I));
+    for (int64_t o = 0; o < O && bytes && w.size.weights == 256; ++o) {
+      const Doubles near = steps(wide.data() + o * I, I, 128, 126);
+      const Doubles all = steps(wide.data() + o * I, I, 256, 2000);
+      for (int64_t i = 0; i < I; ++i) w_step[at(o * I + i)] = near[at(i)] + all[at(i)];
+    }
+    for (int64_t m = 0; m < M; ++m) {
+      const Doubles step = rounded
+                               ? steps(x.data() + m * I, I, bytes ? 32 : 256, bytes ? 127 : 2047)
+                               : Doubles(at(I));
+      for (int64_t o = 0; o < O; ++o) {
+        Wanted to;
+        to.sum = double{b[o]} + residual[m * O + o];
+        for (int64_t i = 0; i < I; ++i)
+          to.add(x[m * I + i], wide[at(o * I + i)], step[at(i)], w_step[at(o * I + i)]);
+        want[at(m * O + o)] = to;
+      }
+    }
+    k.quant_linear_forward(pool, y.data(), x.data(), w.data(), c.format, b.data(), residual.data(),
+                           M, I, O, w.row_bytes, kind);
+    expect_within(k, name_of("quant_linear_forward ", c, kind, M, I, O, pool), y, want);
+  }
+}
+
+// Where the CPU has VNNI dy is rounded to 1 / 8191 or 1 / 127 of the largest of 32 outputs, w to
+// that of 128 outputs.
+void test_backward(const Kernels& k, Pool& pool, const BlockCase& c, int64_t M, int64_t I,
+                   int64_t O, bool strassen = false) {
+  Blocks w(c.format, O, I);
+  w.fill(c.halves);
+  const Doubles wide = w.wide();
+  Array dy(M * O), dx(M * I), expanded(kExpandedRows * I);
+  for (const Activations kind : kKinds) {
+    const bool rounded =
+        kind != Activations::float32 && w.size.weights > 1 && std::string(k.isa) == "avx512vnni";
+    const double levels = kind == Activations::bytes ? 127 : 8191;
+    std::vector<Wanted> want(at(M * I));
+    Doubles w_step(at(O * I));
+    for (int64_t i = 0; i < I && rounded; ++i) {
+      const Doubles column = steps(wide.data() + i, O, 128, levels, I);
+      for (int64_t o = 0; o < O; ++o) w_step[at(o * I + i)] = column[at(o)];
+    }
+    for (int64_t m = 0; m < M; ++m) {
+      const Doubles step = rounded ? steps(dy.data() + m * O, O, 32, levels) : Doubles(at(O));
+      for (int64_t o = 0; o < O; ++o)
+        for (int64_t i = 0; i < I; ++i)
+          want[at(m * I + i)].add(dy[m * O + o], wide[at(o * I + i)], step[at(o)],
+                                  w_step[at(o * I + i)]);
+    }
+    k.quant_linear_backward(pool, dx.data(), expanded.data(), dy.data(), w.data(), c.format, M, I,
+                            O, w.row_bytes, strassen, kind);
+    expect_within(k, name_of("quant_linear_backward ", c, kind, M, I, O, pool), dx, want);
+  }
+  expect(expanded.guards_hold(), k.isa, "quant_linear_backward: outside expanded", 0, 12345);
 }
 
 }  // namespace
 
 void test_quant(const Kernels& k, Pool& pool) {
-  for (const Case& c : kCases)
+  for (const BlockCase& c : kBlockCases) {
+    const int weights = block_size(c.format).weights;
+    const int64_t odd = weights == 1 ? 259 : weights == 32 ? 352 : 768;
     for (const int64_t M : {1, 2, 3, 5, 8, 13})
-      for (const int64_t I : {256, block_size(c.format).weights == 32 ? 352 : 768})
-        for (const int64_t O : {1, 35}) test_product(k, pool, c, M, I, O);
+      for (const int64_t O : {1, 35}) test_forward(k, pool, c, M, M % 2 ? odd : 256, O);
+    test_forward(k, pool, c, 26, odd, 50);  // several tiles and panels, and their ends
+    test_backward(k, pool, c, 1, odd, 1);
+    test_backward(k, pool, c, 13, odd, 37);
+  }
+  const BlockCase& q4_0 = kBlockCases[3];
+  test_backward(k, pool, q4_0, 9, 256, kExpandedRows + 38);  // more than are expanded at a time
+  test_backward(k, pool, q4_0, 128, 256, 300, true);
 }
 
 }  // namespace tenarai::test

@@ -146,28 +146,42 @@ void test_embedding(const Kernels& k, Pool& pool, int64_t B, int64_t T, int64_t 
   k.embedding_backward(pool, dwte.data(), wpe_too ? dwpe.data() : nullptr, dx.data(), tokens.data(),
                        B, T, C, start);
   expect_near(k.isa, "embedding: x", x, want_x, 1e-6);
+  if (wpe_too) {  // places named: the last first
+    std::vector<int32_t> positions(at(B * T));
+    for (int64_t i = 0; i < B * T; ++i) {
+      positions[at(i)] = static_cast<int32_t>(start + T - 1 - i % T);
+      for (int64_t c = 0; c < C; ++c)
+        want_x[at(i * C + c)] = double{wte[tokens[at(i)] * C + c]} + wpe[positions[at(i)] * C + c];
+    }
+    k.embedding_forward(pool, x.data(), tokens.data(), wte.data(), wpe.data(), positions.data(), B,
+                        T, C, 0);
+    expect_near(k.isa, "embedding: x at positions", x, want_x, 1e-6);
+  }
   expect_near(k.isa, "embedding: dwte", dwte, want_dwte, 5e-6);
   expect_near(k.isa, "embedding: dwpe", dwpe, want_dwpe, 5e-6);
 }
 
-void test_rope(const Kernels& k, Pool& pool, int64_t n, bool adjacent, bool backward) {
+void test_rope(const Kernels& k, Pool& pool, int64_t n, bool adjacent, bool backward, bool placed) {
   const int64_t B = 2, T = 5, H = 3, D = 2 * n, row = D + 1;  // heads a float apart
   Array x(B * T * H * row), y(B * T * H * row), cos(T * n), sin(T * n);
   Doubles want = doubles(y);
+  std::vector<int32_t> positions;
+  for (int64_t i = 0; i < B * T; ++i) positions.push_back(static_cast<int32_t>((7 * i + 3) % T));
   for (int64_t i = 0; i < B * T * H; ++i)
     for (int64_t j = 0; j < n; ++j) {
       const int64_t p = i * row + (adjacent ? 2 * j : j), q = adjacent ? p + 1 : p + n;
-      const int64_t t = i / H % T;
+      const int64_t t = placed ? positions[at(i / H)] : i / H % T;
       const double c = cos[t * n + j], s = backward ? -sin[t * n + j] : sin[t * n + j];
       want[at(p)] = x[p] * c - x[q] * s;
       want[at(q)] = x[q] * c + x[p] * s;
     }
   const Strides strides{T * H * row, H * row, row};
-  k.rope(pool, y.data(), x.data(), cos.data(), sin.data(), nullptr, B, T, H, D, strides, strides,
+  const int32_t* const named = placed ? positions.data() : nullptr;
+  k.rope(pool, y.data(), x.data(), cos.data(), sin.data(), named, B, T, H, D, strides, strides,
          adjacent, backward);
   expect_near(k.isa, "rope", y, want, 1e-6);
   for (int64_t i = 0; i < B * T * H; ++i) want[at(i * row + D)] = x[i * row + D];
-  k.rope(pool, x.data(), x.data(), cos.data(), sin.data(), nullptr, B, T, H, D, strides, strides,
+  k.rope(pool, x.data(), x.data(), cos.data(), sin.data(), named, B, T, H, D, strides, strides,
          adjacent, backward);
   expect_near(k.isa, "rope in place", x, want, 1e-6);
 }
@@ -217,7 +231,10 @@ void test_rows(const Kernels& k, Pool& pool) {
     for (const bool flag : {false, true}) {
       test_norm(k, pool, 3, n, flag);
       test_embedding(k, pool, 2, 3, n, flag);
-      for (const bool backward : {false, true}) test_rope(k, pool, n, flag, backward);
+      for (const bool other : {false, true}) {
+        test_rope(k, pool, n, flag, other, false);
+        test_rope(k, pool, n, flag, other, true);
+      }
     }
     test_activations(k, pool, n);
     test_bfloat16(k, pool, n);
