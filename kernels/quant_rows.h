@@ -93,7 +93,7 @@ struct Expanded {
       Along<Same>{piece, kStride}.template pack<kWidth>(to, 0, n, 0, K);
     }
   }
-  void prefetch(i64, i64, i64, i64, i64, i64) const {}
+  Lines reads(i64, i64, i64, i64) const { return {}; }
 };
 
 }  // namespace TENARAI_ISA
