@@ -12,7 +12,7 @@ check: format lint types layers docs
 
 format:
     ruff format --check .
-    clang-format --dry-run --Werror kernels/*.cc kernels/*.h kernels/tests/*.cc
+    clang-format --dry-run --Werror kernels/*.cc kernels/*.h kernels/tests/*.cc kernels/tests/*.h
 
 lint:
     ruff check .
@@ -36,7 +36,7 @@ fuzz cases="20000" seed="1":
 fix:
     ruff check --fix .
     ruff format .
-    clang-format -i kernels/*.cc kernels/*.h kernels/tests/*.cc
+    clang-format -i kernels/*.cc kernels/*.h kernels/tests/*.cc kernels/tests/*.h
 
 # The kernels' own tests, on every instruction set of this CPU
 kernels:
