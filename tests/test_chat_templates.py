@@ -2,13 +2,12 @@
 
 import time
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from real_models import real
 from tenarai.io import gguf
-from tenarai.io.named_models import model_path
 from tenarai.tokenizers import TokenizerError, from_gguf, load
 from tenarai.tokenizers.chat import MAX_TEMPLATE, ChatTemplate, chat_template, encode_chat
 from tenarai.tokenizers.chat_styles import STYLES
@@ -80,9 +79,7 @@ def test_styles(name):
 
 @pytest.mark.parametrize("name", ["smollm2", "gemma3-270m"])
 def test_real_models(name):
-    path = model_path(name)
-    if not Path(path).exists():
-        pytest.skip(f"needs the real model {name}: tenarai pull {name}")
+    path = real(name)
     metadata = gguf.read(path).metadata
     tokenizer = load(path)
     template = chat_template(metadata, tokenizer)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import tenarai
+from real_models import real
 from tenarai.io import gguf as our_gguf
 from tenarai.models.gguf_config import model_of
 from tenarai.models.gguf_exchange import read_gguf
@@ -315,18 +316,6 @@ def test_gpt2(tmp_path):
 
 
 # Real files
-
-
-def real(name):
-    from tenarai.io.named_models import model_path
-
-    try:
-        path = model_path(name)
-    except tenarai.TenaraiError:
-        path = None
-    if path is None or not path.exists():
-        pytest.skip(f"needs the real model {name}: tenarai pull {name}")
-    return path
 
 
 def test_opening_is_a_map():

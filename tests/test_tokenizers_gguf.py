@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from real_models import real
 from tenarai.errors import TenaraiError
 from tenarai.io import gguf
-from tenarai.io.named_models import model_path
 from tenarai.tokenizers import TokenizerError, from_gguf, load
 from tenarai.tokenizers.sentencepiece_files import from_llama2c, from_model
 from tenarai.tokenizers.vocabulary import PREFIX
@@ -110,9 +110,7 @@ def test_each_way_to_cut_words_against_llama_cpp(key):
 
 @pytest.mark.parametrize("name", ["smollm2", "gemma3-270m"])
 def test_real_models_against_llama_cpp(name):
-    path = model_path(name)
-    if not Path(path).exists():
-        pytest.skip(f"needs the real model {name}: tenarai pull {name}")
+    path = real(name)
     tokenizer = load(path)
     ours = [tokenizer.encode(text) for text in GOLDEN_TEXTS]
     differ = [i for i, ids in enumerate(GOLDENS[name]) if ours[i] != ids]
