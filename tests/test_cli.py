@@ -276,3 +276,10 @@ def test_without_the_compiled_core(capsys, monkeypatch, tmp_path):
     shown = capsys.readouterr().err
     assert "compiled core" in shown and "pip install" in shown
     assert not (tmp_path / "run").exists()
+
+
+def test_a_message_is_one_line_of_readable_length():
+    """Whatever a stranger's file put into it."""
+    assert str(TenaraiError("a\nb\x1b[2J手\u2028\ud800")) == r"a\nb\x1b[2J手\u2028\ud800"
+    long = str(TenaraiError("x" * 10_000))
+    assert len(long) < 2100 and " ... " in long
