@@ -4,7 +4,8 @@
 //   each thread has a rectangle of C, for itself
 //     for rows of it, kRowBlock at a time
 //       for k, kDepthBlock at a time
-//         pack A: kRowBlock × kDepthBlock                    stays in L2, 768 KB
+//         pack A: kRowBlock × kDepthBlock                    stays in L2, 768 KB; shared by the
+//                                                            threads that have these rows
 //         for columns, kCols at a time
 //           pack B: kDepthBlock × kCols                      L1 and L2, 72 KB
 //           for rows of the block, kRows at a time           A panel in L1, 12 KB
@@ -84,6 +85,67 @@ static inline PlaceOfB next_panel(Range columns, i64 j0, i64 width, i64 k0, i64 
   return {j, at_most(width, columns.end - j), k, at_most(depth, K - k)};
 }
 
+// A product's blocks, and who computes them. The product has
+//   pack_rows(panels, i0, m, part, k0, k, sums)   fill A's panels for a part of the m rows from i0
+//                                                 on; `sums`: add up these rows too
+//   times_columns(panels, own, i0, m, columns, k0, k)   those times columns of B, which are packed
+//                                                       into memory of the thread's own
+// Threads whose rectangles have the same rows pack them together.
+struct Blocks {
+  Grid grid;
+  i64 M, N, K;
+  i64 lines, depth;                         // rows and ks of a block at most
+  i64 row_grain, column_grain, pack_grain;  // what is shared out in multiples of what
+  i64 a_floats, b_floats;                   // the panels' sizes
+
+  template <class P>
+  void run(Pool& pool, const P& product) const {
+    const size_t bytes = static_cast<size_t>(a_floats + b_floats) * sizeof(float);
+    const auto memory = [&](i64 thread) {
+      return static_cast<float*>(pool.scratch(static_cast<int>(thread), bytes));
+    };
+    for (int thread = 0; thread < pool.threads(); ++thread) memory(thread);  // now, so it stays
+    const bool together = grid.columns > 1 && lines * depth >= kWorthSharing;
+    // Line i of the thread's rectangle, and k0, are where the block begins.
+    const auto block = [&](int thread, i64 i, i64 k0, bool packs, bool multiplies) {
+      const i64 column = thread % grid.columns;
+      const Range rows = split(M, grid.rows, thread / grid.columns, row_grain);
+      const i64 i0 = rows.begin + i, m = at_most(lines, rows.end - i0), k = at_most(depth, K - k0);
+      if (m <= 0) return;
+      float* panels = memory(together ? thread - column : thread);
+      if (packs)
+        product.pack_rows(panels, i0, m,
+                          together ? split(m, grid.columns, column, pack_grain) : Range{0, m}, k0,
+                          k, together || column == 0);
+      if (multiplies)
+        product.times_columns(panels, memory(thread) + a_floats, i0, m,
+                              split(N, grid.columns, column, column_grain), k0, k);
+    };
+    const i64 most = most_rows(M, grid.rows, row_grain);
+    const auto each_block = [&](auto visit) {
+      for (i64 i = 0; i < most; i += lines)
+        for (i64 k0 = 0; k0 < K; k0 += depth) visit(i, k0);
+    };
+    if (together)
+      each_block([&](i64 i, i64 k0) {
+        parallel(pool, [&](int thread) { block(thread, i, k0, true, false); });
+        parallel(pool, [&](int thread) { block(thread, i, k0, false, true); });
+      });
+    else
+      parallel(pool, [&](int thread) {
+        each_block([&](i64 i, i64 k0) { block(thread, i, k0, true, true); });
+      });
+  }
+
+  // Rows of the largest of `parts` parts of M.
+  static i64 most_rows(i64 M, i64 parts, i64 grain) {
+    return round_up((M + parts - 1) / parts, grain);
+  }
+
+ private:
+  static constexpr i64 kWorthSharing = 1 << 14;  // floats of A that pay for waiting twice
+};
+
 // What one product needs to know. The epilogue has
 //   vf start(i, j, n)           what the sum over k is added to: n elements of row i from column j
 //   vf finish(vf, i, j, n)      the element that is stored, from the sum
@@ -100,38 +162,36 @@ struct Product {
 
   void run(Pool& pool) const {
     const Grid grid = choose_grid(M, N, pool.threads());
-    const i64 depth = even_block(K, kDepthBlock,
-                                 A::kDepthGrain > B::kDepthGrain ? A::kDepthGrain : B::kDepthGrain);
-    parallel(pool, [&](int thread) {
-      const Range rows = split(M, grid.rows, thread / grid.columns, kRows);
-      const Range columns = split(N, grid.columns, thread % grid.columns, kLanes);
-      const i64 lines =
-          even_block(rows.end - rows.begin, kRowBlock * kDepthBlock / depth, kRowGrain);
-      float* panels = static_cast<float*>(
-          pool.scratch(thread, static_cast<size_t>((lines + kCols) * depth) * sizeof(float)));
-      rectangle(rows, columns, lines, depth, panels, panels + lines * depth,
-                thread % grid.columns == 0 ? row_sums : nullptr);
-      if (Epilogue::kStreams) stream_end();
-    });
+    const i64 depth = block_depth(), rows = Blocks::most_rows(M, grid.rows, kRows);
+    const i64 lines = even_block(rows, kRowBlock * kDepthBlock / depth, kRowGrain);
+    const Blocks blocks{
+        grid, M, N, K, lines, depth, kRows, kLanes, 2 * kLanes, lines * depth, kCols * depth};
+    blocks.run(pool, *this);
+  }
+
+  void pack_rows(float* panels, i64 i0, i64, Range part, i64 k0, i64 k, bool sums) const {
+    const i64 i = i0 + part.begin, m = part.end - part.begin;
+    float* to = panels + part.begin * k;
+    a.template pack<kRows>(to, i, m, k0, k);
+    if (sums && row_sums) add_row_sums(row_sums + i, to, m, k);
+  }
+
+  void times_columns(const float* a_panels, float* b_panel, i64 i0, i64 m, Range columns, i64 k0,
+                     i64 k) const {
+    const i64 depth = block_depth();
+    for (i64 j0 = columns.begin; j0 < columns.end; j0 += kCols) {
+      const i64 n = at_most(kCols, columns.end - j0);
+      b.template pack<kCols>(b_panel, j0, n, k0, k);
+      const PlaceOfB next = next_panel(columns, j0, kCols, k0, depth, K);
+      strip(a_panels, b_panel, i0, m, j0, n, k, k0 == 0, k0 + k == K, next);
+    }
+    if (Epilogue::kStreams) stream_end();
   }
 
  private:
-  void rectangle(Range rows, Range columns, i64 block, i64 depth, float* a_panels, float* b_panel,
-                 float* sums) const {
-    for (i64 i0 = rows.begin; i0 < rows.end; i0 += block) {
-      const i64 m = at_most(block, rows.end - i0);
-      for (i64 k0 = 0; k0 < K; k0 += depth) {
-        const i64 k = at_most(depth, K - k0);
-        a.template pack<kRows>(a_panels, i0, m, k0, k);
-        if (sums) add_row_sums(sums + i0, a_panels, m, k);
-        for (i64 j0 = columns.begin; j0 < columns.end; j0 += kCols) {
-          const i64 n = at_most(kCols, columns.end - j0);
-          b.template pack<kCols>(b_panel, j0, n, k0, k);
-          const PlaceOfB next = next_panel(columns, j0, kCols, k0, depth, K);
-          strip(a_panels, b_panel, i0, m, j0, n, k, k0 == 0, k0 + k == K, next);
-        }
-      }
-    }
+  i64 block_depth() const {
+    return even_block(K, kDepthBlock,
+                      A::kDepthGrain > B::kDepthGrain ? A::kDepthGrain : B::kDepthGrain);
   }
 
   // All rows of the block times one panel of B.
@@ -139,8 +199,7 @@ struct Product {
              bool first, bool last, PlaceOfB next) const {
     const i64 tiles = (m + kRows - 1) / kRows;
     const bool streams = Epilogue::kStreams && first && last && n == kCols && aligned();
-    Ahead ahead{b.reads(next.j, next.columns, next.k, next.depth), {}};
-    ahead.rate = ahead.b.rows * ahead.b.width / (tiles * (k / 4) + 1) + 1;
+    Ahead ahead(b.reads(next.j, next.columns, next.k, next.depth), tiles * k);
     alignas(64) float tile[kRows * kCols];
     for (i64 t = 0; t < tiles; ++t) {
       const i64 i = t * kRows, rows = at_most(kRows, m - i);

@@ -52,15 +52,18 @@ struct Lines {
   }
 };
 
-// What the micro-kernel asks for while it multiplies: rows of C, which its tile will go to, and
-// some lines a step of the next panel of B. All at once they would fill the buffers of lines under
-// way, a dozen or so, and the products would wait.
+// What the micro-kernel asks for while it multiplies: rows of C, which its tile will go to, and the
+// next panel of B, evenly over all tiles of this one. All at once they would fill the buffers of
+// lines under way, a dozen or so, and the products would wait.
 struct Ahead {
   Lines b, c;
-  i64 rate = 1;  // lines of B for each four steps
+  i64 step, wait = 0;  // lines of B for each four steps of a tile, in 64ths; those not asked for
+
+  // Lines b over `steps` steps.
+  Ahead(Lines b, i64 steps) : b(b), c{}, step(256 * b.rows * b.width / (steps + 1) + 1) {}
 
   TENARAI_ALWAYS void ask() {
-    for (i64 n = rate; n > 0; --n) b.ask<false, 2>();
+    for (wait += step; wait >= 64; wait -= 64) b.ask<false, 2>();
     c.ask<true, 3>();
   }
 };

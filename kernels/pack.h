@@ -106,7 +106,14 @@ struct Along {
       block<kWidth>(panels, line, n, 0, K, from, kLanes);
       const i64 past = static_cast<i64>(reinterpret_cast<uintptr_t>(from) / 4 % kLanes);
       i64 k = kLanes - past;
-      for (; k + kLanes < K; k += kLanes) block<kWidth>(panels, line, n, k, K, from + k, kLanes);
+      const bool more = line + 2 * kLanes <= lines;  // ask for the next lines meanwhile
+      for (; k + kLanes < K; k += kLanes) {
+        if (more)
+#pragma GCC unroll 16
+          for (int i = 0; i < kLanes; ++i)
+            __builtin_prefetch(from + k + (kLanes + i) * stride, 0, 2);
+        block<kWidth>(panels, line, n, k, K, from + k, kLanes);
+      }
       block<kWidth>(panels, line, n, K - kLanes, K, from + K - kLanes, kLanes);
     }
   }
@@ -150,7 +157,12 @@ struct Across {
       const float* from = p + k0 * stride + line0 + line;
       float* to = panels + line * K;
       if (lines - line >= kGroup)
-        for (i64 k = 0; k < K; ++k) copy<kWidth, kGroup>(to + k * kWidth, from + k * stride, K);
+        for (i64 k = 0; k < K; ++k) {
+#pragma GCC unroll 16
+          for (i64 i = 0; i < kGroup; i += 16)
+            __builtin_prefetch(from + (k + 16) * stride + i, 0, 3);
+          copy<kWidth, kGroup>(to + k * kWidth, from + k * stride, K);
+        }
       else
         for (i64 k = 0; k < K; ++k)
           for (i64 i = 0; i < lines - line; i += kLanes) {

@@ -46,19 +46,39 @@ struct SevenProducts {
 
   void run(Pool& pool) const {
     const Grid grid = choose_grid(M, N, pool.threads());
-    const i64 depth = even_block(K, kPairDepth, 16);
-    parallel(pool, [&](int thread) {
-      const Range rows = split(M, grid.rows, thread / grid.columns, kPairRows);
-      const Range columns = split(N, grid.columns, thread % grid.columns, kPairCols);
-      const i64 lines =
-          even_block(rows.end - rows.begin, kPairRowBlock * kPairDepth / depth, kPairRows);
-      const i64 half = depth / 2;
-      float* panels = static_cast<float*>(pool.scratch(
-          thread, static_cast<size_t>(7 * (lines / 2 + kCols) * half) * sizeof(float)));
-      rectangle(rows, columns, lines, depth, panels, panels + 7 * (lines / 2) * half,
-                thread % grid.columns == 0 ? row_sums : nullptr);
-      if (Epilogue::kStreams) stream_end();
-    });
+    const i64 depth = block_depth(), rows = Blocks::most_rows(M, grid.rows, kPairRows);
+    const i64 lines = even_block(rows, kPairRowBlock * kPairDepth / depth, kPairRows);
+    const Blocks blocks{grid,
+                        M,
+                        N,
+                        K,
+                        lines,
+                        depth,
+                        kPairRows,
+                        kPairCols,
+                        kGroup,
+                        7 * (lines / 2) * (depth / 2),
+                        7 * kCols * (depth / 2)};
+    blocks.run(pool, *this);
+  }
+
+  void pack_rows(float* panels, i64 i0, i64 m, Range part, i64 k0, i64 k, bool sums) const {
+    const i64 low = first_half(k);
+    for (i64 i = part.begin; i < part.end; i += kGroup)
+      pack_a(panels + i / 2 * 7 * low, i0 + i, at_most(kGroup, m - i), k0, low, k - low,
+             sums && row_sums ? row_sums + i0 + i : nullptr);
+  }
+
+  void times_columns(const float* a_panels, float* b_panels, i64 i0, i64 m, Range columns, i64 k0,
+                     i64 k) const {
+    const i64 low = first_half(k), depth = block_depth();
+    for (i64 j0 = columns.begin; j0 < columns.end; j0 += kPairCols) {
+      const i64 n = at_most(kPairCols, columns.end - j0);
+      pack_b(b_panels, j0, n, k0, low, k - low);
+      strip(a_panels, b_panels, i0, m, j0, n, low, k0 == 0, k0 + k == K,
+            next_panel(columns, j0, kPairCols, k0, depth, K));
+    }
+    if (Epilogue::kStreams) stream_end();
   }
 
  private:
@@ -85,24 +105,8 @@ struct SevenProducts {
     for (int p = 0; p < 7; ++p) factors[p] = all[p];
   }
 
-  void rectangle(Range rows, Range columns, i64 block, i64 depth, float* a_panels, float* b_panels,
-                 float* sums) const {
-    for (i64 i0 = rows.begin; i0 < rows.end; i0 += block) {
-      const i64 m = at_most(block, rows.end - i0);
-      for (i64 k0 = 0; k0 < K; k0 += depth) {
-        const i64 k = at_most(depth, K - k0), low = at_most(round_up((k + 1) / 2, 8), k);
-        for (i64 i = 0; i < m; i += kGroup)
-          pack_a(a_panels + i / 2 * 7 * low, i0 + i, at_most(kGroup, m - i), k0, low, k - low,
-                 sums ? sums + i0 + i : nullptr);
-        for (i64 j0 = columns.begin; j0 < columns.end; j0 += kPairCols) {
-          const i64 n = at_most(kPairCols, columns.end - j0);
-          pack_b(b_panels, j0, n, k0, low, k - low);
-          strip(a_panels, b_panels, i0, m, j0, n, low, k0 == 0, k0 + k == K,
-                next_panel(columns, j0, kPairCols, k0, depth, K));
-        }
-      }
-    }
-  }
+  i64 block_depth() const { return even_block(K, kPairDepth, 16); }
+  static i64 first_half(i64 k) { return at_most(round_up((k + 1) / 2, 8), k); }
 
   // Lines are packed kGroup at a time, because a row of memory that gives more is read faster.
   // A group of g pairs: [A11 A21] g times, [A12 A22] g times, then g panels of each further sum.
@@ -165,8 +169,7 @@ struct SevenProducts {
     const i64 left = at_most(half_of(n), n), tiles = (m + kPairRows - 1) / kPairRows;
     const bool streams = Epilogue::kStreams && first && last && n == kPairCols && aligned();
     const MicroKernel kernel = choose_micro_kernel(kRows, left);
-    Ahead ahead{b.reads(next.j, next.columns, next.k, next.depth), {}};
-    ahead.rate = ahead.b.rows * ahead.b.width / (7 * tiles * (k / 4) + 1) + 1;
+    Ahead ahead(b.reads(next.j, next.columns, next.k, next.depth), 7 * tiles * k);
     alignas(64) float tile[7 * kTile];
     for (i64 t = 0; t < tiles; ++t) {
       const i64 i = t * kPairRows, rows = at_most(kPairRows, m - i);

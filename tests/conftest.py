@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from family_models import FAMILIES
+
 # Started in the background, tests would ignore Ctrl-C, and so would the programs they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -25,6 +27,18 @@ def shared_data() -> Path:
 def rng() -> np.random.Generator:
     """Random numbers, the same at every run."""
     return np.random.default_rng(20240229)
+
+
+@pytest.fixture
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For hundreds of files that need not outlive the machine's fall."""
+    monkeypatch.setattr("os.fsync", lambda fd: None)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    """Every family of models, in turn."""
+    return request.param
 
 
 @pytest.fixture(params=["reference", "fast"])

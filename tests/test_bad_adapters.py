@@ -14,19 +14,11 @@ from tenarai.models.adapter import read_adapter
 from tenarai.quant import FORMATS
 from test_adapters import adapter_of
 
+pytestmark = pytest.mark.usefixtures("no_fsync")
+
 WEIGHTS, CONFIG = adapter_peft.WEIGHTS, "adapter_config.json"
 # What makes another model of a family; its dims are then others.
 OTHERS = {"width": {"width": 48}, "layers": {"layers": 3}}
-
-
-@pytest.fixture(autouse=True)
-def no_disk(monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda fd: None)
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request):
-    return request.param
 
 
 @pytest.fixture(params=["peft", "gguf"])

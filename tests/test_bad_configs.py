@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 
 import tenarai
-from family_models import FAMILIES, Files
+from family_models import Files
 from tenarai.errors import TenaraiError
 from tenarai.ops import reference
+
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 IMPOSSIBLE = [  # for a size
     True, "x", "7", 0, -1, -(2**40), 7.5, -0.5, 2**63, 10**40, 1e308, float("nan"), float("inf"),
@@ -21,16 +23,6 @@ SIZES = {
         "num_key_value_heads", "max_position_embeddings", "vocab_size", "head_dim",
     ],
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def no_disk(monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda fd: None)
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request):
-    return request.param
 
 
 def outcome(path):

@@ -13,6 +13,8 @@ from family_models import FAMILIES, KINDS, Files, model_of
 from tenarai.errors import TenaraiError
 from tenarai.ops import reference
 
+pytestmark = pytest.mark.usefixtures("no_fsync")
+
 # A tensor of each kind that a family has, by Hugging Face's names and by GGUF's.
 OF_FOLDERS = {
     "embedding": r"model\.embed_tokens\.weight|transformer\.wte\.weight",
@@ -43,12 +45,6 @@ OF_GGUF = {
     "router": r"blk\.1\.ffn_gate_inp\.weight",
     "experts": r"blk\.1\.ffn_up_exps\.weight",
 }
-
-
-@pytest.fixture(autouse=True)
-def no_disk(monkeypatch):
-    """Hundreds of files that need not outlive the machine's fall."""
-    monkeypatch.setattr("os.fsync", lambda fd: None)
 
 
 @pytest.fixture(scope="module", params=[(f, k) for f in FAMILIES for k in KINDS], ids="-".join)

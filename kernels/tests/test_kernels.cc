@@ -96,22 +96,38 @@ void test_linear(const Kernels& k, Pool& pool) {
 
 // The same bits for every thread count; other ones by Strassen's scheme, which so was used.
 void test_linear_threads(const Kernels& k, int64_t M, int64_t I, int64_t O) {
-  Array x(M * I), w(O * I), y1(M * O), y3(M * O), plain(M * O);
-  Pool one(1), three(3);
-  const auto forward = [&](Pool& pool, Array& y, bool strassen) {
-    k.linear_forward(pool, y.data(), x.data(), w.data(), nullptr, nullptr, M, I, O, Gelu::none,
+  Array x(M * I), w(O * I), dy(M * O);
+  struct Results {
+    Array y, dx, dw, db;
+    Results(int64_t M, int64_t I, int64_t O) : y(M * O), dx(M * I), dw(O * I), db(O) {}
+  };
+  const auto compute = [&](int threads, bool strassen, Results& r) {
+    Pool pool(threads);
+    std::fill(r.db.data(), r.db.data() + O, 0.0f);
+    k.linear_forward(pool, r.y.data(), x.data(), w.data(), nullptr, nullptr, M, I, O, Gelu::none,
                      strassen);
+    k.linear_backward(pool, r.dx.data(), r.dw.data(), r.db.data(), dy.data(), x.data(), w.data(), M,
+                      I, O, Gelu::none, false, strassen);
   };
-  const auto equal = [&](Array& a, Array& b) {
-    return std::memcmp(a.data(), b.data(), static_cast<size_t>(M * O) * 4) == 0;
+  const auto equal = [](Array& a, Array& b, int64_t n) {
+    return std::memcmp(a.data(), b.data(), static_cast<size_t>(n) * 4) == 0;
   };
+  Results one(M, I, O), more(M, I, O);
   for (const bool strassen : {false, true}) {
-    forward(one, y1, strassen);
-    forward(three, y3, strassen);
-    expect(equal(y1, y3), k.isa, "linear: bits on one thread and three", y1[0], y3[0]);
+    compute(1, strassen, one);
+    for (const int threads : {2, 3, 4}) {
+      compute(threads, strassen, more);
+      expect(equal(one.y, more.y, M * O), k.isa, "linear y: bits on so many threads", threads, M);
+      expect(equal(one.dx, more.dx, M * I), k.isa, "linear dx: bits on so many threads", threads,
+             M);
+      expect(equal(one.dw, more.dw, O * I), k.isa, "linear dw: bits on so many threads", threads,
+             M);
+      expect(equal(one.db, more.db, O), k.isa, "linear db: bits on so many threads", threads, M);
+    }
   }
-  forward(one, plain, false);
-  expect(equal(plain, y1) == (M < 64), k.isa, "linear: Strassen's scheme from 64 rows on", M, 64);
+  compute(1, false, more);
+  expect(equal(more.y, one.y, M * O) == (M < 64), k.isa,
+         "linear: Strassen's scheme from 64 rows on", M, 64);
 }
 
 // Whole tiles and each kind of rest: of rows, of columns in one, two and three vectors, of k.
@@ -232,6 +248,8 @@ int main() {
     }
     test::test_linear_threads(k, 45, 400, 130);
     test::test_linear_threads(k, 301, 533, 478);
+    test::test_linear_threads(k, 96, 533, 1201);  // threads that pack the same rows together,
+    test::test_linear_threads(k, 300, 1201, 97);  // and add them up
     std::printf("%s: %d passed, %d failed so far\n", k.isa, test::passed, test::failed);
   }
   std::printf("%d passed, %d failed\n", test::passed, test::failed);
