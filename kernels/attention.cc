@@ -127,7 +127,13 @@ void softmax_column(const ForwardTiles& w, const Seen& seen, i64 column, i64 key
     }
   };
   hide(rows.begin, free.begin);
-  for (i64 s = free.begin; s < free.end; ++s) top = max(top, load(p + s * kPanel));
+  vf tops[4] = {top, top, top, top};  // lest each wait for the one before it
+  i64 row = free.begin;
+  for (; row + 4 <= free.end; row += 4)
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) tops[i] = max(tops[i], load(p + (row + i) * kPanel));
+  for (; row < free.end; ++row) tops[0] = max(tops[0], load(p + row * kPanel));
+  top = max(max(tops[0], tops[1]), max(tops[2], tops[3]));
   hide(free.end, rows.end);
   for (i64 s = rows.begin; s < rows.end; ++s) {
     const vf e = exp2_weight(load(p + s * kPanel) - top);

@@ -11,6 +11,7 @@
 
 #include "linear.h"
 #include "quant_activations.h"
+#include "quant_dot_pair.h"
 #include "quant_words.h"
 
 namespace tenarai {
@@ -251,7 +252,7 @@ static void dot_tile(vf (*totals)[kLanes], const QuantRows& w, i64 o, i64 n, con
   for (i64 g0 = 0; g0 < x.groups; g0 += kGroups)
     for (i64 row = 0; row < n; row += R) {
       vf sums[R][M];
-      vf min[R * kMinVectors], before[R];
+      vf min[R * kMinVectors], before[R] = {};
       const uint8_t* from[R];
       for (int r = 0; r < R; ++r) from[r] = w.group(o + at_most(row + r, n - 1), g0);
 #pragma GCC unroll 16  // or the sums would not stay in registers
@@ -259,6 +260,11 @@ static void dot_tile(vf (*totals)[kLanes], const QuantRows& w, i64 o, i64 n, con
         sums[i / M][i % M] = g0 ? totals[i % M][at_most(row + i / M, n - 1)] : vf{};
       const i64 end = at_most(g0 + kGroups, whole);
       i64 g = g0;
+      if constexpr (M == 1 && in_pairs<Block>())
+        for (; g + 2 <= end; g += 2, from[0] += 2 * G::bytes) {
+          prefetch_bytes<kLevel>(from[0] + next, 2 * G::bytes);
+          sums[0][0] = add_two<Block>(sums[0][0], from[0], x, g);
+        }
       for (; g < end; ++g) {
         for (int r = 0; r < R; ++r) prefetch_bytes<kLevel>(from[r] + next, G::bytes);
         if constexpr (Steps<Block>::kStep > 0) {
