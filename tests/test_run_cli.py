@@ -227,7 +227,24 @@ def test_samples_are_what_their_seeds_write_alone(model):
     assert re.search(rb"^# seed 1\nab.*^# seed 2\nab", shown.stdout, re.S | re.M)
     assert b"tokens of 2 texts" in shown.stderr
     refused = tenarai("run", "-m", model, "-p", "a", "--samples", 2, "--lookup")
-    assert refused.returncode == 2 and b"--samples takes no guesses" in refused.stderr
+    assert refused.returncode == 2 and b"several texts take no guesses" in refused.stderr
+
+
+def test_several_prompts_are_each_written_as_alone(model, tmp_path):
+    prompts = ["a first prompt", "b", "a first prompt and more"]
+    several = run(model, *(a for p in prompts for a in ("-p", p)), "--samples", 2, "--json")
+    found = json.loads(several.stdout)["samples"]
+    assert [(s["prompt"], s["seed"]) for s in found] == [(p, n) for p in prompts for n in (1, 2)]
+    for sample in found:
+        alone = run(model, "-p", sample["prompt"], "--seed", sample["seed"], "--json")
+        assert sample["token_ids"] == json.loads(alone.stdout)["token_ids"]
+    shown = run(model, "-p", "ab", "-p", "ba")
+    assert re.search(rb"^# prompt 1\nab.*^# prompt 2\nba", shown.stdout, re.S | re.M)
+    files = [tmp_path / name for name in ("one.txt", "two.txt")]
+    for file in files:
+        file.write_text(file.name)
+    shown = run(model, "-f", files[0], "-f", files[1], "--samples", 2).stdout
+    assert re.search(rb"^# prompt 2, seed 1\ntwo.txt", shown, re.M) and shown.count(b"# ") == 4
 
 
 def test_a_shorter_context_is_honoured_by_learned_positions(model):

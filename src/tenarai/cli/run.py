@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tenarai.api import Model
     from tenarai.infer.sampling import Sampling
     from tenarai.infer.timings import Timings
+    from tenarai.tokenizers import Tokenizer
 
 EXAMPLES = """
 \b
@@ -37,6 +38,8 @@ Examples:
       nothing but JSON is written; one document for a program to read
   tenarai run -m smollm2 -p "Once upon a time" --samples 4 --seed 1
       four stories at once, with seeds 1 to 4
+  tenarai run -m smollm2 -p "The sea is" -p "The sky is" --temp 0
+      two prompts, written on at once
 """
 GROUP = "The text"
 ENDLESS = 1 << 31
@@ -55,8 +58,17 @@ class Completion:
 
 
 @click.command(cls=GroupedCommand, epilog=EXAMPLES)
-@option(GROUP, "-p", "--prompt", metavar="TEXT", help="What to write on from.")
-@option(GROUP, "-f", "--file", metavar="FILE", help="Take the prompt from a text file.")
+@option(
+    GROUP,
+    "-p",
+    "--prompt",
+    "prompts",
+    metavar="TEXT",
+    multiple=True,
+    help="What to write on from; several: all are written at once.",
+)
+@option(GROUP, "-f", "--file", "files", metavar="FILE", multiple=True,
+        help="Take the prompt from a text file; several likewise.")  # fmt: skip
 @option(GROUP, "-n", "--predict", "--tokens", "count", metavar="N", type=click.IntRange(-1),
         default=200, show_default=True,
         help="Tokens to write at most; -1: until the text ends.")  # fmt: skip
@@ -71,7 +83,8 @@ class Completion:
     type=click.IntRange(1, 64),
     default=1,
     show_default=True,
-    help="Continuations, written at once with seeds one apart: four cost less than twice one.",
+    help="Continuations of a prompt, written at once with seeds one apart: four cost less than "
+    "twice one.",
 )
 @option(GROUP, "--no-echo", is_flag=True, help="Do not show the prompt before the text.")
 @option(GROUP, "--json", "as_json", is_flag=True, help="Print one JSON document at the end.")
@@ -79,8 +92,8 @@ class Completion:
 @engine_options
 @sampling_options
 def run(
-    prompt: str | None,
-    file: str | None,
+    prompts: tuple[str, ...],
+    files: tuple[str, ...],
     count: int,
     samples: int,
     no_echo: bool,
@@ -88,13 +101,12 @@ def run(
     **flags: Any,
 ) -> int:
     """Complete a prompt: the text goes to stdout as it is written, all else to stderr."""
-    if prompt is not None and file is not None:
+    if prompts and files:
         raise click.UsageError("give -p or -f, not both")
-    from tenarai.infer.generate import start_of_text
     from tenarai.infer.timings import Timings
 
     sampling, seed = sampling_of(flags), seed_of(flags)
-    prompt = from_argument(prompt or "") if file is None else from_file(file)
+    texts = [from_argument(p) for p in prompts] or [from_file(f) for f in files] or [""]
     path, ignore_end = flags["path"], flags.pop("ignore_eos")
     model, seconds = open_model(flags)
     start = time.perf_counter()
@@ -102,15 +114,15 @@ def run(
     seconds += time.perf_counter() - start
     if ignore_end:
         sampling = forbidding(sampling, tokenizer)
-    ids = tokenizer.with_bos(tokenizer.encode(prompt))
-    done = Completion(prompt, ids or start_of_text(tokenizer))
+    asked = [_asked(tokenizer, text) for text in texts]
+    done, several = asked[0], len(asked) > 1 or samples > 1
     numbers = _numbers(model, flags, count, done)
     if not as_json:
         click.echo(_head(sampling, seed, numbers), err=True)
-        write("" if no_echo or samples > 1 else prompt)
-    if samples > 1:
+        write("" if no_echo or several else done.prompt)
+    if several:
         seeds = list(range(seed, seed + samples))
-        return _several(model, done, seeds, sampling, numbers, flags, no_echo, as_json)
+        return _several(model, asked, seeds, sampling, count, flags, no_echo, as_json)
     timings = Timings(load_s=seconds)
     engine = open_engine(model, flags)
     writing = {
@@ -131,39 +143,52 @@ def run(
     return 130 if done.stopped else 0
 
 
+def _asked(tokenizer: Tokenizer, prompt: str) -> Completion:
+    from tenarai.infer.generate import start_of_text
+
+    ids = tokenizer.with_bos(tokenizer.encode(prompt))
+    return Completion(prompt, ids or start_of_text(tokenizer))
+
+
 def _several(
     model: Model,
-    asked: Completion,
+    asked: list[Completion],
     seeds: list[int],
     sampling: Sampling,
-    numbers: dict[str, int],
+    count: int,
     flags: dict[str, Any],
     no_echo: bool,
     as_json: bool,
 ) -> int:
-    """A continuation a seed, written at once; shown one after another when all are done."""
+    """A continuation a prompt and seed, written at once; shown one after another when all are
+    done."""
     from .samples import text_of, write_samples
 
     if flags["lookup"] or flags["draft"] is not None:
-        raise click.UsageError("--samples takes no guesses: leave out --lookup and --draft")
-    engine = open_engine(model, flags, slots=len(seeds))
-    limit = numbers["n_predict"] if numbers["n_predict"] >= 0 else ENDLESS
+        raise click.UsageError("several texts take no guesses: leave out --lookup and --draft")
+    engine = open_engine(model, flags, slots=min(64, len(asked) * len(seeds)))
+    limit = count if count >= 0 else ENDLESS
+    numbers = [_numbers(model, flags, count, one) for one in asked]
+    keeps = [n["n_keep"] for n in numbers]
     sequences, stopped = write_samples(
-        model, engine, asked.ids, seeds, sampling,
-        max_tokens=limit, keep=numbers["n_keep"], shift=flags["shift"],
+        model, engine, [one.ids for one in asked], seeds, sampling, keeps,
+        max_tokens=limit, shift=flags["shift"],
     )  # fmt: skip
-    found = []
-    for seed, sequence in zip(seeds, sequences, strict=False):
-        text = text_of(model, sequence, start=not asked.prompt)
-        done = Completion(asked.prompt, asked.ids, text, sequence.tokens)
-        found.append(_document(done, sampling, seed, numbers, sequence.timings))
+    found, tokens, seconds = [], 0, 0.0
+    for (which, seed), sequence in sequences.items():
+        one = asked[which]
+        text = text_of(model, sequence, start=not one.prompt)
+        done = Completion(one.prompt, one.ids, text, sequence.tokens)
+        found.append(_document(done, sampling, seed, numbers[which], sequence.timings))
+        tokens += len(sequence.tokens)
+        seconds += sequence.timings.evaluation_s + sequence.timings.sample_s
         if not as_json:
-            write(f"# seed {seed}\n" + ("" if no_echo else asked.prompt) + text + "\n\n")
+            name = [f"prompt {which + 1}"] if len(asked) > 1 else []
+            name += [f"seed {seed}"] if len(seeds) > 1 else []
+            write(f"# {', '.join(name)}\n" + ("" if no_echo else one.prompt) + text + "\n\n")
     if as_json:
         click.echo(json.dumps({"samples": found}, ensure_ascii=False))
     else:
-        tokens = sum(len(s.tokens) for s in sequences)
-        seconds = sum(s.timings.evaluation_s + s.timings.sample_s for s in sequences)
         rate = tokens / seconds if seconds else 0.0
         click.echo(f"{tokens} tokens of {len(found)} texts, {rate:.1f} a second", err=True)
     return 130 if stopped else 0

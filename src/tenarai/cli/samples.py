@@ -1,5 +1,6 @@
-"""Several continuations of one prompt, written at once (`run --samples`). The prompt is read once;
-each text has a seed of its own, and is shown when all are done, for they grow side by side."""
+"""Several texts written at once: continuations of one prompt or of several (`run --samples`, `-p`
+more than once). A prompt is read once; each text is shown when all are done, for they grow side by
+side."""
 
 from __future__ import annotations
 
@@ -13,21 +14,25 @@ if TYPE_CHECKING:
 
 
 def write_samples(
-    model: Model, engine: Engine, ids: list[int], seeds: list[int], sampling: Sampling,
-    **asked: Any,
-) -> tuple[list[Sequence], bool]:  # fmt: skip
-    """A finished sequence a seed, and whether Ctrl-C ended them. asked: max_tokens, keep, shift.
+    model: Model, engine: Engine, prompts: list[list[int]], seeds: list[int], sampling: Sampling,
+    keeps: list[int], **asked: Any,
+) -> tuple[dict[tuple[int, int], Sequence], bool]:  # fmt: skip
+    """A finished sequence for each (prompt's number, seed), in order, and whether Ctrl-C ended
+    them. keeps: of each prompt. asked: max_tokens, shift.
 
     Raises TenaraiError: what `Engine.submit` does, or a text's own error.
     """
-    sequences: list[Sequence] = []
+    assert model.tokenizer is not None
+    stop = model.tokenizer.end_tokens
+    sequences: dict[tuple[int, int], Sequence] = {}
 
-    def submit(seed: int) -> Sequence:
+    def submit(which: int, seed: int) -> Sequence:
         sampler = model.sampler(sampling, seed)
-        sampler.begin(ids)
-        assert model.tokenizer is not None
-        sequence = engine.submit(ids, sampler=sampler, stop=model.tokenizer.end_tokens, **asked)
-        sequences.append(sequence)
+        sampler.begin(prompts[which])
+        sequence = engine.submit(
+            prompts[which], sampler=sampler, stop=stop, keep=keeps[which], **asked
+        )
+        sequences[which, seed] = sequence
         return sequence
 
     from tqdm import tqdm
@@ -36,19 +41,21 @@ def write_samples(
     # disable=None: silent where stderr is no terminal
     with tqdm(unit=" tokens", disable=None, leave=False) as bar:
         try:
-            first = submit(seeds[0])
-            while not first.tokens and engine.step():
-                pass  # the others take the prompt over from it
-            for seed in seeds[1:]:
-                submit(seed)
+            firsts = [submit(which, seeds[0]) for which in range(len(prompts))]
+            # The others take the prompts over from these.
+            while len(seeds) > 1 and not all(s.tokens for s in firsts) and engine.step():
+                pass
+            for which in range(len(prompts)):
+                for seed in seeds[1:]:
+                    submit(which, seed)
             while engine.step():
-                bar.update(sum(len(s.tokens) for s in sequences) - bar.n)
+                bar.update(sum(len(s.tokens) for s in sequences.values()) - bar.n)
         except KeyboardInterrupt:
             stopped = True
-    for sequence in sequences:
+    for sequence in sequences.values():
         if sequence.error is not None:
             raise sequence.error
-    return sequences, stopped
+    return dict(sorted(sequences.items())), stopped
 
 
 def text_of(model: Model, sequence: Sequence, start: bool) -> str:
