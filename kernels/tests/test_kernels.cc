@@ -248,7 +248,7 @@ int main() {
     }
     test::test_linear_threads(k, 45, 400, 130);
     test::test_linear_threads(k, 301, 533, 478);
-    test::test_linear_threads(k, 96, 533, 1201);  // threads that pack the same rows together,
+    test::test_linear_threads(k, 96, 533, 1201);   // threads that pack the same rows together,
     test::test_linear_threads(k, 300, 1201, 190);  // and add them up
     std::printf("%s: %d passed, %d failed so far\n", k.isa, test::passed, test::failed);
   }
