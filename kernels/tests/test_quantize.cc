@@ -48,6 +48,7 @@ double loss(Blocks& w, Array& x, Array* importance) {
 
 void test_quantize(const Kernels& k, Pool& pool, const BlockCase& c) {
   const int64_t O = 3, I = 512;
+  random_state = 1;
   Array x(O * I), importance(I);
   for (int64_t i = 0; i < I; ++i) importance[i] = i % 4 ? 1 : 30;
   Blocks plain(c.format, O, I), alone(c.format, O, I), weighted(c.format, O, I);
