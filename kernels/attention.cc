@@ -51,19 +51,6 @@ namespace tenarai {
 namespace TENARAI_ISA {
 namespace {
 
-// Keys or values of one head: in place, or a copy with the rows side by side, where the rows of
-// many heads would lie pages apart and be read many times.
-struct Rows {
-  const float* p;
-  i64 stride;
-};
-Rows rows_of(const float* x, Strides s, const Panel& panel, float* copy, i64 S, i64 D, bool many) {
-  const float* from = x + panel.key(s, 0);
-  if (!many || s.t == D) return {from, s.t};
-  copy_rows(copy, D, from, s.t, S, D);
-  return {copy, D};
-}
-
 float dot(const float* a, const float* b, i64 n) {
   vf total = {};
   i64 i = 0;
@@ -86,31 +73,6 @@ struct ForwardTiles {
     k_copy = cut(s.S * s.D), v_copy = cut(s.S * s.D);
   }
 };
-
-// A tile of products, rows of keys from `key` on against kLanes queries from `place` on: scores.
-void modify(float* tile, const Scores& scores, float place, i64 key, Range rows) {
-  const vf x = lane_numbers() + place;
-  for (i64 s = rows.begin; s < rows.end; ++s) {
-    vf a = load(tile + s * kPanel);
-    if (scores.cap != 0) a = tanh(a) * scores.cap;
-    store(tile + s * kPanel, scores.bias(a, x - static_cast<float>(key + s)));
-  }
-}
-// The same, and dp becomes (dp − D) ∂a/∂r: what is left to do is to multiply by p.
-void modify_backward(float* tile, float* dp, vf delta, const Scores& scores, float place, i64 key,
-                     Range rows) {
-  const vf x = lane_numbers() + place;
-  for (i64 s = rows.begin; s < rows.end; ++s) {
-    vf a = load(tile + s * kPanel), slope = vf{} + 1.0f;
-    if (scores.cap != 0) {
-      const vf u = tanh(a);
-      a = u * scores.cap;
-      slope = 1.0f - u * u;
-    }
-    store(tile + s * kPanel, scores.bias(a, x - static_cast<float>(key + s)));
-    store(dp + s * kPanel, (load(dp + s * kPanel) - delta) * slope);
-  }
-}
 
 // For kLanes queries and a tile of keys: a becomes p = 2^(a − m), m rises, and l and y so far
 // shrink by 2^(old m − new m).

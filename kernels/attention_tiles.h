@@ -42,6 +42,31 @@ TENARAI_INLINE vf lane_numbers() {
   return lane;
 }
 
+// A tile of products, rows of keys from `key` on against kLanes queries from `place` on: scores.
+static inline void modify(float* tile, const Scores& scores, float place, i64 key, Range rows) {
+  const vf x = lane_numbers() + place;
+  for (i64 s = rows.begin; s < rows.end; ++s) {
+    vf a = load(tile + s * kPanel);
+    if (scores.cap != 0) a = tanh(a) * scores.cap;
+    store(tile + s * kPanel, scores.bias(a, x - static_cast<float>(key + s)));
+  }
+}
+// The same, and dp becomes (dp − D) ∂a/∂r: what is left to do is to multiply by p.
+static inline void modify_backward(float* tile, float* dp, vf delta, const Scores& scores,
+                                   float place, i64 key, Range rows) {
+  const vf x = lane_numbers() + place;
+  for (i64 s = rows.begin; s < rows.end; ++s) {
+    vf a = load(tile + s * kPanel), slope = vf{} + 1.0f;
+    if (scores.cap != 0) {
+      const vf u = tanh(a);
+      a = u * scores.cap;
+      slope = 1.0f - u * u;
+    }
+    store(tile + s * kPanel, scores.bias(a, x - static_cast<float>(key + s)));
+    store(dp + s * kPanel, (load(dp + s * kPanel) - delta) * slope);
+  }
+}
+
 // Up to 64 queries of one head.
 struct Panel {
   i64 b, h, kh, t, count;
@@ -161,6 +186,20 @@ static inline void copy_rows(float* to, i64 width, const float* from, i64 from_s
     std::memcpy(to + r * width, from + r * from_stride, static_cast<size_t>(n) * 4);
     for (i64 i = n; i < width; ++i) to[r * width + i] = 0;
   }
+}
+
+// Keys or values of one head: in place, or a copy with the rows side by side, where the rows of
+// many heads would lie pages apart and be read many times.
+struct Rows {
+  const float* p;
+  i64 stride;
+};
+static inline Rows rows_of(const float* x, Strides s, const Panel& panel, float* copy, i64 S, i64 D,
+                           bool many) {
+  const float* from = x + panel.key(s, 0);
+  if (!many || s.t == D) return {from, s.t};
+  copy_rows(copy, D, from, s.t, S, D);
+  return {copy, D};
 }
 
 }  // namespace TENARAI_ISA

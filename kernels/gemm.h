@@ -26,7 +26,6 @@ namespace TENARAI_ISA {
 
 constexpr i64 kDepthBlock = 384;
 constexpr i64 kRowBlock = 512;  // where k is a whole block; more where it is shorter
-constexpr i64 kRowGrain = kRows > kLanes ? kRows : kLanes;
 
 TENARAI_INLINE i64 at_most(i64 a, i64 b) { return a < b ? a : b; }
 TENARAI_INLINE i64 round_up(i64 n, i64 grain) { return (n + grain - 1) / grain * grain; }
@@ -85,66 +84,61 @@ static inline PlaceOfB next_panel(Range columns, i64 j0, i64 width, i64 k0, i64 
   return {j, at_most(width, columns.end - j), k, at_most(depth, K - k)};
 }
 
-// A product's blocks, and who computes them. The product has
-//   pack_rows(panels, i0, m, part, k0, k, sums)   fill A's panels for a part of the m rows from i0
-//                                                 on; `sums`: add up these rows too
-//   times_columns(panels, own, i0, m, columns, k0, k)   those times columns of B, which are packed
-//                                                       into memory of the thread's own
-// Threads whose rectangles have the same rows pack them together.
-struct Blocks {
-  Grid grid;
-  i64 M, N, K;
-  i64 lines, depth;                         // rows and ks of a block at most
-  i64 row_grain, column_grain, pack_grain;  // what is shared out in multiples of what
-  i64 a_floats, b_floats;                   // the panels' sizes
-
-  template <class P>
-  void run(Pool& pool, const P& product) const {
-    const size_t bytes = static_cast<size_t>(a_floats + b_floats) * sizeof(float);
-    const auto memory = [&](i64 thread) {
-      return static_cast<float*>(pool.scratch(static_cast<int>(thread), bytes));
-    };
-    for (int thread = 0; thread < pool.threads(); ++thread) memory(thread);  // now, so it stays
-    const bool together = grid.columns > 1 && lines * depth >= kWorthSharing;
-    // Line i of the thread's rectangle, and k0, are where the block begins.
-    const auto block = [&](int thread, i64 i, i64 k0, bool packs, bool multiplies) {
-      const i64 column = thread % grid.columns;
-      const Range rows = split(M, grid.rows, thread / grid.columns, row_grain);
-      const i64 i0 = rows.begin + i, m = at_most(lines, rows.end - i0), k = at_most(depth, K - k0);
-      if (m <= 0) return;
-      float* panels = memory(together ? thread - column : thread);
-      if (packs)
-        product.pack_rows(panels, i0, m,
-                          together ? split(m, grid.columns, column, pack_grain) : Range{0, m}, k0,
-                          k, together || column == 0);
-      if (multiplies)
-        product.times_columns(panels, memory(thread) + a_floats, i0, m,
-                              split(N, grid.columns, column, column_grain), k0, k);
-    };
-    const i64 most = most_rows(M, grid.rows, row_grain);
-    const auto each_block = [&](auto visit) {
-      for (i64 i = 0; i < most; i += lines)
-        for (i64 k0 = 0; k0 < K; k0 += depth) visit(i, k0);
-    };
-    if (together)
-      each_block([&](i64 i, i64 k0) {
-        parallel(pool, [&](int thread) { block(thread, i, k0, true, false); });
-        parallel(pool, [&](int thread) { block(thread, i, k0, false, true); });
-      });
-    else
-      parallel(pool, [&](int thread) {
-        each_block([&](i64 i, i64 k0) { block(thread, i, k0, true, true); });
-      });
-  }
-
-  // Rows of the largest of `parts` parts of M.
-  static i64 most_rows(i64 M, i64 parts, i64 grain) {
-    return round_up((M + parts - 1) / parts, grain);
-  }
-
- private:
-  static constexpr i64 kWorthSharing = 1 << 14;  // floats of A that pay for waiting twice
-};
+// Computes a product block by block. Threads whose rectangles have the same rows pack them
+// together. P has M, N, K and
+//   kRowGrain, kColumnGrain    its rows and columns are shared out in multiples of these
+//   kLineGrain, kPackGrain     a block's rows are such a multiple, and what a thread packs of them
+//   kBlock                     rows times ks of a block, at most
+//   block_depth()              the ks of a block
+//   a_floats(lines, k), b_floats(k)   the sizes of panels of A and of B
+//   pack_rows(panels, i0, m, part, k0, k, sums)   fills A's panels for a part of the m rows from i0
+//                                                 on; `sums`: adds up these rows too
+//   times_columns(panels, own, i0, m, columns, k0, k)   multiplies them by columns of B, which are
+//                                                       packed into memory of the thread's own
+template <class P>
+static void compute_blocks(Pool& pool, const P& product) {
+  constexpr i64 kWorthSharing = 1 << 14;  // floats of A that pay for waiting twice
+  const Grid grid = choose_grid(product.M, product.N, pool.threads());
+  const i64 depth = product.block_depth();
+  const i64 most = round_up((product.M + grid.rows - 1) / grid.rows, P::kRowGrain);
+  const i64 lines = even_block(most, P::kBlock / depth, P::kLineGrain);
+  const bool together = grid.columns > 1 && lines * depth >= kWorthSharing;
+  const i64 a_floats = product.a_floats(lines, depth);
+  const size_t bytes = static_cast<size_t>(a_floats + product.b_floats(depth)) * sizeof(float);
+  const auto memory = [&](i64 thread) {
+    return static_cast<float*>(pool.scratch(static_cast<int>(thread), bytes));
+  };
+  for (int thread = 0; thread < pool.threads(); ++thread) memory(thread);  // now, so it stays
+  // Line i of the thread's rectangle, and k0, are where the block begins.
+  const auto block = [&](int thread, i64 i, i64 k0, bool packs, bool multiplies) {
+    const i64 column = thread % grid.columns;
+    const Range rows = split(product.M, grid.rows, thread / grid.columns, P::kRowGrain);
+    const i64 i0 = rows.begin + i, m = at_most(lines, rows.end - i0);
+    const i64 k = at_most(depth, product.K - k0);
+    if (m <= 0) return;
+    float* panels = memory(together ? thread - column : thread);
+    if (packs)
+      product.pack_rows(panels, i0, m,
+                        together ? split(m, grid.columns, column, P::kPackGrain) : Range{0, m}, k0,
+                        k, together || column == 0);
+    if (multiplies)
+      product.times_columns(panels, memory(thread) + a_floats, i0, m,
+                            split(product.N, grid.columns, column, P::kColumnGrain), k0, k);
+  };
+  const auto each_block = [&](auto visit) {
+    for (i64 i = 0; i < most; i += lines)
+      for (i64 k0 = 0; k0 < product.K; k0 += depth) visit(i, k0);
+  };
+  if (together)
+    each_block([&](i64 i, i64 k0) {
+      parallel(pool, [&](int thread) { block(thread, i, k0, true, false); });
+      parallel(pool, [&](int thread) { block(thread, i, k0, false, true); });
+    });
+  else
+    parallel(pool, [&](int thread) {
+      each_block([&](i64 i, i64 k0) { block(thread, i, k0, true, true); });
+    });
+}
 
 // What one product needs to know. The epilogue has
 //   vf start(i, j, n)           what the sum over k is added to: n elements of row i from column j
@@ -160,14 +154,18 @@ struct Product {
   float* row_sums;
   i64 M, N, K;
 
-  void run(Pool& pool) const {
-    const Grid grid = choose_grid(M, N, pool.threads());
-    const i64 depth = block_depth(), rows = Blocks::most_rows(M, grid.rows, kRows);
-    const i64 lines = even_block(rows, kRowBlock * kDepthBlock / depth, kRowGrain);
-    const Blocks blocks{
-        grid, M, N, K, lines, depth, kRows, kLanes, 2 * kLanes, lines * depth, kCols * depth};
-    blocks.run(pool, *this);
+  static constexpr i64 kRowGrain = kRows, kColumnGrain = kLanes, kPackGrain = 2 * kLanes;
+  static constexpr i64 kLineGrain = kRows > kLanes ? kRows : kLanes;
+  static constexpr i64 kBlock = kRowBlock * kDepthBlock;
+
+  void run(Pool& pool) const { compute_blocks(pool, *this); }
+
+  i64 block_depth() const {
+    return even_block(K, kDepthBlock,
+                      A::kDepthGrain > B::kDepthGrain ? A::kDepthGrain : B::kDepthGrain);
   }
+  i64 a_floats(i64 lines, i64 k) const { return lines * k; }
+  i64 b_floats(i64 k) const { return kCols * k; }
 
   void pack_rows(float* panels, i64 i0, i64, Range part, i64 k0, i64 k, bool sums) const {
     const i64 i = i0 + part.begin, m = part.end - part.begin;
@@ -189,11 +187,6 @@ struct Product {
   }
 
  private:
-  i64 block_depth() const {
-    return even_block(K, kDepthBlock,
-                      A::kDepthGrain > B::kDepthGrain ? A::kDepthGrain : B::kDepthGrain);
-  }
-
   // All rows of the block times one panel of B.
   void strip(const float* a_panels, const float* b_panel, i64 i0, i64 m, i64 j0, i64 n, i64 k,
              bool first, bool last, PlaceOfB next) const {

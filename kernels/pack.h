@@ -159,7 +159,7 @@ struct Across {
       if (lines - line >= kGroup)
         for (i64 k = 0; k < K; ++k) {
 #pragma GCC unroll 16
-          for (i64 i = 0; i < kGroup; i += 16)
+          for (i64 i = 0; i < kGroup; i += 16)  // each row on a page of its own, perhaps
             __builtin_prefetch(from + (k + 16) * stride + i, 0, 3);
           copy<kWidth, kGroup>(to + k * kWidth, from + k * stride, K);
         }

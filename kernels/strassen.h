@@ -44,23 +44,14 @@ struct SevenProducts {
     return padded * 15 <= M * N * 16;
   }
 
-  void run(Pool& pool) const {
-    const Grid grid = choose_grid(M, N, pool.threads());
-    const i64 depth = block_depth(), rows = Blocks::most_rows(M, grid.rows, kPairRows);
-    const i64 lines = even_block(rows, kPairRowBlock * kPairDepth / depth, kPairRows);
-    const Blocks blocks{grid,
-                        M,
-                        N,
-                        K,
-                        lines,
-                        depth,
-                        kPairRows,
-                        kPairCols,
-                        kGroup,
-                        7 * (lines / 2) * (depth / 2),
-                        7 * kCols * (depth / 2)};
-    blocks.run(pool, *this);
-  }
+  void run(Pool& pool) const { compute_blocks(pool, *this); }
+
+  static constexpr i64 kRowGrain = kPairRows, kColumnGrain = kPairCols;
+  static constexpr i64 kLineGrain = kPairRows, kPackGrain = 4 * kPairRows;
+  static constexpr i64 kPairDepth = 384, kPairRowBlock = 512, kBlock = kPairRowBlock * kPairDepth;
+  i64 block_depth() const { return even_block(K, kPairDepth, 16); }
+  i64 a_floats(i64 lines, i64 k) const { return 7 * (lines / 2) * (k / 2); }
+  i64 b_floats(i64 k) const { return 7 * kCols * (k / 2); }
 
   void pack_rows(float* panels, i64 i0, i64 m, Range part, i64 k0, i64 k, bool sums) const {
     const i64 low = first_half(k);
@@ -82,8 +73,7 @@ struct SevenProducts {
   }
 
  private:
-  static constexpr i64 kPairDepth = 384, kPairRowBlock = 512;
-  static constexpr i64 kTile = kRows * kCols, kGroup = 4 * kPairRows;
+  static constexpr i64 kTile = kRows * kCols, kGroup = kPackGrain;
 
   // A strip of n columns: how many are left, the others right.
   static i64 half_of(i64 n) { return round_up((n + 1) / 2, kLanes); }
@@ -105,7 +95,6 @@ struct SevenProducts {
     for (int p = 0; p < 7; ++p) factors[p] = all[p];
   }
 
-  i64 block_depth() const { return even_block(K, kPairDepth, 16); }
   static i64 first_half(i64 k) { return at_most(round_up((k + 1) / 2, 8), k); }
 
   // Lines are packed kGroup at a time, because a row of memory that gives more is read faster.

@@ -240,6 +240,8 @@ def test_several_prompts_are_each_written_as_alone(model, tmp_path):
         assert sample["token_ids"] == json.loads(alone.stdout)["token_ids"]
     shown = run(model, "-p", "ab", "-p", "ba")
     assert re.search(rb"^# prompt 1\nab.*^# prompt 2\nba", shown.stdout, re.S | re.M)
+    long = tenarai("run", "-m", model, "-p", "ab", "-p", "ab" * 400)
+    assert long.returncode == 1 and b"error: prompt 2: the prompt has" in long.stderr
     files = [tmp_path / name for name in ("one.txt", "two.txt")]
     for file in files:
         file.write_text(file.name)

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tenarai.errors import TenaraiError
+
 if TYPE_CHECKING:
     from tenarai.api import Model
     from tenarai.infer.engine import Engine
@@ -29,9 +31,14 @@ def write_samples(
     def submit(which: int, seed: int) -> Sequence:
         sampler = model.sampler(sampling, seed)
         sampler.begin(prompts[which])
-        sequence = engine.submit(
-            prompts[which], sampler=sampler, stop=stop, keep=keeps[which], **asked
-        )
+        try:
+            sequence = engine.submit(
+                prompts[which], sampler=sampler, stop=stop, keep=keeps[which], **asked
+            )
+        except TenaraiError as error:
+            if len(prompts) == 1:
+                raise
+            raise TenaraiError(f"prompt {which + 1}: {error}") from error
         sequences[which, seed] = sequence
         return sequence
 
