@@ -121,3 +121,14 @@ def test_the_kernel_itself_refuses(bad: dict[str, Any]) -> None:
     with pytest.raises((ValueError, TypeError)):
         values = (options | bad).values()
         machine.attention_forward(q, np.zeros((1, 2, 4), np.float32), q, q, q, *values)
+
+
+@pytest.mark.parametrize("far", [0, 1, 2, 3, 5, 63, 64, 69])
+def test_one_key_far_above_all_others(ops: fast.Fast, far: int) -> None:
+    """Its value is the answer. Exponentials of any lesser greatest score would overflow."""
+    q = np.zeros((1, 70, 1, 8), np.float32)
+    k, v = q.copy(), RNG.standard_normal(q.shape).astype(np.float32)
+    q[..., 0] = 20
+    k[0, far, 0, 0] = 20  # a score of 400, the others' are 0
+    y, _ = ops.attention_forward(q, k, v, scale=1.0, causal=False)
+    assert np.array_equal(y[0, :, 0], np.broadcast_to(v[0, far, 0], (70, 8)))
