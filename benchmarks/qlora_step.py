@@ -49,8 +49,8 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--answers", type=float, default=1.0, help="share of tokens that count")
     p.add_argument("--activations", choices=("float32", "words", "bytes"), default="words")
-    p.add_argument("--strassen", action=argparse.BooleanOptionalAction, default=True,
-                   help="ours: seven products for eight")  # fmt: skip
+    p.add_argument("--products", choices=("plain", "strassen", "words"), default="strassen",
+                   help="ours: of float32 matrices")  # fmt: skip
     p.add_argument("--recompute", action="store_true", help="ours keeps each block's input alone")
     p.add_argument("--alone", action="store_true", help="without PyTorch: speed and memory of ours")
     p.add_argument("--json", action="store_true", help="the last line alone")
@@ -82,7 +82,7 @@ class Ours:
         self.tuned = tuned(base.model, base.params, lora, a.recompute)
         self.tuned.trained.initialise(1)
         self.ops = Tuning(Fast(a.threads, arena=Arena(), activations=a.activations,
-                               strassen=a.strassen))  # fmt: skip
+                               products=a.products))  # fmt: skip
         self.grads = Weights(self.tuned.trained.table)
         self.optimiser = AdamW(self.tuned.trained.table, Optimiser(weight_decay=0.0))
         tokens, self.targets = batch(a, base.config.vocab_size)
@@ -207,7 +207,7 @@ def main() -> None:
     out: dict[str, Any] = {
         "model": Path(a.model).name, "kind": name_of(model.model), "batch": a.batch,
         "context": a.context, "rank": a.rank, "threads": a.threads, "answers": a.answers,
-        "activations": a.activations, "strassen": a.strassen,
+        "activations": a.activations, "products": a.products,
         "gflops": flops / ours["seconds"] / 1e9, **found,
     }  # fmt: skip
     if "torch" in found:

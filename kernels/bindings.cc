@@ -18,20 +18,21 @@ Gelu gelu(const std::string& name) {
   fail("approximate: '" + name + "', expected 'tanh' or 'none'");
 }
 void linear_forward(Machine& self, Out y, In x, In w, MaybeIn b, MaybeIn residual, std::string f,
-                    bool strassen) {
+                    std::string products) {
   const int64_t I = last(x, "x"), O = last(y, "y"), M = I ? size(x) / I : 0;
   matrix(w, O, I, "w (O, I)");
   expect(size(y), M * O, "size of y");
   vector(b, O, "b");
   vector(residual, M * O, "size of residual");
   const Gelu g = gelu(f);
+  const Products how = products_of(products);
   self.run([=, &self] {
     self.k.linear_forward(self.pool, y.data(), x.data(), w.data(), pointer(b), pointer(residual), M,
-                          I, O, g, strassen);
+                          I, O, g, how);
   });
 }
 void linear_backward(Machine& self, MaybeOut dx, MaybeOut dw, MaybeOut db, In dy, In x, In w,
-                     std::string f, bool add, bool strassen) {
+                     std::string f, bool add, std::string products) {
   const int64_t I = last(x, "x"), O = last(dy, "dy"), M = I ? size(x) / I : 0;
   matrix(w, O, I, "w (O, I)");
   expect(size(dy), M * O, "size of dy");
@@ -39,7 +40,7 @@ void linear_backward(Machine& self, MaybeOut dx, MaybeOut dw, MaybeOut db, In dy
   if (dw) matrix(*dw, O, I, "dw (O, I)");
   vector(db, O, "db");
   self.k.linear_backward(self.pool, pointer(dx), pointer(dw), pointer(db), dy.data(), x.data(),
-                         w.data(), M, I, O, gelu(f), add, strassen);
+                         w.data(), M, I, O, gelu(f), add, products_of(products));
 }
 
 void layer_norm_forward(Machine& self, Out y, Out mean, Out rstd, In x, In w, In b, float eps) {
@@ -259,9 +260,9 @@ NB_MODULE(_kernels, m) {
       .def_prop_ro("vector_bytes", [](const Machine& self) { return self.k.vector_bytes; })
       .def_prop_ro("threads", [](const Machine& self) { return self.pool.threads(); })
       .def("linear_forward", &linear_forward, a("y"), a("x"), a("w"), maybe("b"), maybe("residual"),
-           "gelu"_a, "strassen"_a, Release())
+           "gelu"_a, "products"_a, Release())
       .def("linear_backward", &linear_backward, maybe("dx"), maybe("dw"), maybe("db"), a("dy"),
-           a("x"), a("w"), "gelu"_a, "add"_a, "strassen"_a, Release())
+           a("x"), a("w"), "gelu"_a, "add"_a, "products"_a, Release())
       .def("layer_norm_forward", &layer_norm_forward, a("y"), a("mean"), a("rstd"), a("x"), a("w"),
            a("b"), "eps"_a, Release())
       .def("layer_norm_backward", &layer_norm_backward, a("dx"), a("dw"), a("db"), a("dy"),

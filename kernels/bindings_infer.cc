@@ -26,14 +26,14 @@ void quant_linear_forward(Machine& self, Out y, In x, Bytes w, int format, Maybe
   });
 }
 void quant_linear_backward(Machine& self, Out dx, Out expanded, In dy, Bytes w, int format,
-                           bool strassen, std::string activations) {
+                           std::string products, std::string activations) {
   const int64_t I = last(dx, "dx"), O = last(dy, "dy"), M = O ? size(dy) / O : 0;
   const QuantMatrix m = quant_matrix(w, format, I);
   expect(m.O, O, "rows of w");
   expect(size(dx), M * I, "size of dx");
   expect(size(expanded), kExpandedRows * I, "size of expanded");
   self.k.quant_linear_backward(self.pool, dx.data(), expanded.data(), dy.data(), m.data, m.format,
-                               M, I, O, m.row_bytes, strassen, kind_of(activations));
+                               M, I, O, m.row_bytes, products_of(products), kind_of(activations));
 }
 
 }  // namespace
@@ -44,7 +44,7 @@ void bind_inference(MachineClass& machine) {
       .def("quant_linear_forward", &quant_linear_forward, a("y"), a("x"), a("w"), "format"_a,
            maybe("b"), maybe("residual"), "activations"_a, Release())
       .def("quant_linear_backward", &quant_linear_backward, a("dx"), a("expanded"), a("dy"), a("w"),
-           "format"_a, "strassen"_a, "activations"_a, Release());
+           "format"_a, "products"_a, "activations"_a, Release());
   machine.attr("EXPANDED_ROWS") = kExpandedRows;
 }
 

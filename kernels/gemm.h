@@ -140,11 +140,66 @@ static void compute_blocks(Pool& pool, const P& product) {
     });
 }
 
-// What one product needs to know. The epilogue has
+// A finished tile's way into C. The epilogue has
 //   vf start(i, j, n)           what the sum over k is added to: n elements of row i from column j
 //   vf finish(vf, i, j, n)      the element that is stored, from the sum
 //   float* c; i64 stride;       where C is
 //   kStreams                    C is written once and not read soon: past the caches, if that goes
+template <class Epilogue>
+struct Tiles {
+  const Epilogue& epilogue;
+  bool first, last;  // is this block of k the first, the last?
+
+  // Do those of n columns go past the caches?
+  bool stream(i64 n) const {
+    return Epilogue::kStreams && first && last && n == kCols &&
+           reinterpret_cast<uintptr_t>(epilogue.c) % kVectorBytes == 0 &&
+           epilogue.stride % kLanes == 0;
+  }
+
+  // The tile's `rows` and n columns are C's from row i and column j on; `streams` is stream(n).
+  void put(const float* tile, i64 i, i64 rows, i64 j, i64 n, bool streams) const {
+    if (rows < kRows || n < kCols)
+      add<false>(tile, i, rows, j, n);
+    else if (streams)
+      stream_tile(tile, i, j);
+    else
+      add<true>(tile, i, kRows, j, kCols);
+  }
+
+ private:
+  template <bool kFull>
+  void add(const float* tile, i64 i, i64 rows, i64 j, i64 n) const {
+    if (first)
+      add_rows<kFull>(epilogue, tile, i, rows, j, n, true, last);
+    else
+      add_rows<kFull>(epilogue, tile, i, rows, j, n, false, last);
+  }
+  template <bool kFull>
+  TENARAI_INLINE void add_rows(const Epilogue& e, const float* tile, i64 i0, i64 rows, i64 j0,
+                               i64 columns, bool first, bool last) {
+    for (i64 row = 0; row < (kFull ? kRows : rows); ++row)
+#pragma GCC unroll 3
+      for (i64 j = 0; j < (kFull ? kCols : columns); j += kLanes) {
+        const i64 n = kFull ? kLanes : at_most(kLanes, columns - j);
+        float* c = e.c + (i0 + row) * e.stride + j0 + j;
+        const vf sum = load(tile + row * kCols + j);
+        vf v = sum + (first ? e.start(i0 + row, j0 + j, n) : load_upto(c, n));
+        if (last) v = e.finish(v, i0 + row, j0 + j, n);
+        n == kLanes ? store(c, v) : store_n(c, v, n);
+      }
+  }
+
+  // A whole tile, the only one for its place.
+  void stream_tile(const float* tile, i64 i, i64 j) const {
+    for (i64 row = 0; row < kRows; ++row)
+      for (i64 column = 0; column < kCols; column += kLanes)
+        TENARAI_ISA::stream(epilogue.c + (i + row) * epilogue.stride + j + column,
+                            load(tile + row * kCols + column));
+  }
+};
+
+// What one product needs to know.
 // row_sums (M) or null += Σ_k A(i, k).
 template <class A, class B, class Epilogue>
 struct Product {
@@ -191,60 +246,20 @@ struct Product {
   void strip(const float* a_panels, const float* b_panel, i64 i0, i64 m, i64 j0, i64 n, i64 k,
              bool first, bool last, PlaceOfB next) const {
     const i64 tiles = (m + kRows - 1) / kRows;
-    const bool streams = Epilogue::kStreams && first && last && n == kCols && aligned();
+    const Tiles<Epilogue> way{epilogue, first, last};
+    const bool streams = way.stream(n);
     Ahead ahead(b.reads(next.j, next.columns, next.k, next.depth), tiles * k);
     alignas(64) float tile[kRows * kCols];
     for (i64 t = 0; t < tiles; ++t) {
       const i64 i = t * kRows, rows = at_most(kRows, m - i);
       ahead.c = Lines::of(epilogue.c + (i0 + i) * epilogue.stride + j0, epilogue.stride,
                           streams ? 0 : rows, n);
-      if (rows == kRows && n == kCols) {
+      if (rows == kRows && n == kCols)
         micro_kernel<kRows, kVectors>(tile, a_panels + i * k, b_panel, k, &ahead);
-        if (streams)
-          stream_tile(tile, i0 + i, j0);
-        else
-          finish<true>(tile, i0 + i, kRows, j0, kCols, first, last);
-      } else {
+      else
         choose_micro_kernel(rows, n)(tile, a_panels + i * k, b_panel, k, &ahead);
-        finish<false>(tile, i0 + i, rows, j0, n, first, last);
-      }
+      way.put(tile, i0 + i, rows, j0, n, streams);
     }
-  }
-
-  // The tile's way into C.
-  template <bool kFull>
-  TENARAI_INLINE void finish_rows(const Epilogue& e, const float* tile, i64 i0, i64 rows, i64 j0,
-                                  i64 columns, bool first, bool last) {
-    for (i64 row = 0; row < (kFull ? kRows : rows); ++row)
-#pragma GCC unroll 3
-      for (i64 j = 0; j < (kFull ? kCols : columns); j += kLanes) {
-        const i64 n = kFull ? kLanes : at_most(kLanes, columns - j);
-        float* c = e.c + (i0 + row) * e.stride + j0 + j;
-        const vf sum = load(tile + row * kCols + j);
-        vf v = sum + (first ? e.start(i0 + row, j0 + j, n) : load_upto(c, n));
-        if (last) v = e.finish(v, i0 + row, j0 + j, n);
-        n == kLanes ? store(c, v) : store_n(c, v, n);
-      }
-  }
-  template <bool kFull>
-  void finish(const float* tile, i64 i, i64 rows, i64 j, i64 columns, bool first, bool last) const {
-    if (first)
-      finish_rows<kFull>(epilogue, tile, i, rows, j, columns, true, last);
-    else
-      finish_rows<kFull>(epilogue, tile, i, rows, j, columns, false, last);
-  }
-
-  // A whole tile, the only one for its place, past the caches.
-  void stream_tile(const float* tile, i64 i, i64 j) const {
-    for (i64 row = 0; row < kRows; ++row)
-      for (i64 column = 0; column < kCols; column += kLanes)
-        stream(epilogue.c + (i + row) * epilogue.stride + j + column,
-               load(tile + row * kCols + column));
-  }
-  // Is every row of C, and so every tile that begins at whole vectors?
-  bool aligned() const {
-    return reinterpret_cast<uintptr_t>(epilogue.c) % kVectorBytes == 0 &&
-           epilogue.stride % kLanes == 0;
   }
 };
 

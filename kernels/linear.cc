@@ -6,8 +6,6 @@
 // the backward: it is never stored.
 #include "linear.h"
 
-#include "ops.h"
-
 namespace tenarai {
 namespace TENARAI_ISA {
 
@@ -110,7 +108,7 @@ static void forward_few(Pool& pool, const Forward& forward, const float* x, cons
 }
 
 void linear_forward(Pool& pool, float* y, const float* x, const float* w, const float* b,
-                    const float* residual, i64 M, i64 I, i64 O, Gelu f, bool strassen) {
+                    const float* residual, i64 M, i64 I, i64 O, Gelu f, Products products) {
   if (M == 0) return;
   with(f, [&](auto function) {
     using Map = typename decltype(function)::Map;
@@ -118,12 +116,12 @@ void linear_forward(Pool& pool, float* y, const float* x, const float* w, const 
     if (M <= kFewRows)
       forward_few<Map>(pool, forward, x, w, M, I, O);
     else
-      multiply(strassen, pool, Along<Map>{x, I}, Along<Same>{w, I}, forward, M, O, I);
+      multiply(products, pool, Along<Map>{x, I}, Along<Same>{w, I}, forward, M, O, I);
   });
 }
 
 void linear_backward(Pool& pool, float* dx, float* dw, float* db, const float* dy, const float* x,
-                     const float* w, i64 M, i64 I, i64 O, Gelu f, bool add, bool strassen) {
+                     const float* w, i64 M, i64 I, i64 O, Gelu f, bool add, Products products) {
   if (M == 0) {
     if (dw && !add) std::memset(dw, 0, static_cast<size_t>(O * I) * 4);
     return;
@@ -131,14 +129,14 @@ void linear_backward(Pool& pool, float* dx, float* dw, float* db, const float* d
   with(f, [&](auto function) {
     using F = decltype(function);
     if (dx)
-      multiply(strassen, pool, Along<Same>{dy, O}, Across<Same>{w, I},
+      multiply(products, pool, Along<Same>{dy, O}, Across<Same>{w, I},
                InputGradient<F::value>{dx, I, x}, M, I, O);
     const Across<Same> dy_across{dy, O};
     const Across<typename F::Map> x_across{x, I};
     if (dw && add)
-      multiply(strassen, pool, dy_across, x_across, WeightGradient<true>{dw, I}, O, I, M, db);
+      multiply(products, pool, dy_across, x_across, WeightGradient<true>{dw, I}, O, I, M, db);
     else if (dw)
-      multiply(strassen, pool, dy_across, x_across, WeightGradient<false>{dw, I}, O, I, M, db);
+      multiply(products, pool, dy_across, x_across, WeightGradient<false>{dw, I}, O, I, M, db);
   });
   if (db && !dw)
     for (i64 m = 0; m < M; ++m)

@@ -1,7 +1,9 @@
-// What happens to a finished tile of a linear layer's output.
+// What happens to a finished tile of a linear layer's output, and which of the products makes it.
 #pragma once
 
+#include "ops.h"
 #include "strassen.h"
+#include "word_gemm.h"
 
 namespace tenarai {
 namespace TENARAI_ISA {
@@ -21,6 +23,21 @@ struct Forward {
   }
   vf finish(vf sum, i64, i64, i64) const { return sum; }
 };
+
+// The product as it is asked for, where that can be had and pays.
+template <class A, class B, class Epilogue>
+static void multiply(Products products, Pool& pool, A a, B b, Epilogue epilogue, i64 M, i64 N,
+                     i64 K, float* row_sums = nullptr) {
+#if defined(__AVX512VNNI__)
+  using Words = WordProduct<A, B, Epilogue>;
+  if (products == Products::words && Words::worthwhile(M, N, K))
+    return Words{a, b, epilogue, row_sums, M, N, K}.run(pool);
+#endif
+  using Seven = SevenProducts<A, B, Epilogue>;
+  if (products != Products::plain && Seven::worthwhile(M, N, K))
+    return Seven{a, b, epilogue, row_sums, M, N, K}.run(pool);
+  multiply(pool, a, b, epilogue, M, N, K, row_sums);
+}
 
 }  // namespace TENARAI_ISA
 }  // namespace tenarai

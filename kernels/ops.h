@@ -97,6 +97,10 @@ struct LinearAttentionStep {
   const float *q, *k, *v, *beta, *g;
 };
 
+// How large products of float32 matrices are made: as ever; with seven multiplications for eight
+// (strassen.h); in words on CPUs with AVX-512 VNNI (word_gemm.h), by Strassen's scheme elsewhere.
+enum class Products { plain, strassen, words };
+
 enum class Gelu : int { none = 0, tanh = 1, erf = 2 };
 
 constexpr int64_t kExpandedRows = 512;  // of a quantised weight, expanded at a time
@@ -112,13 +116,12 @@ namespace TENARAI_ISA {
 // linear.cc. y (M, O) = f(x) (M, I) · w (O, I)ᵀ + b (O) or null + residual (M, O) or null, where
 // f is GELU or nothing. y may be residual.
 void linear_forward(Pool&, float* y, const float* x, const float* w, const float* b,
-                    const float* residual, int64_t M, int64_t I, int64_t O, Gelu, bool strassen);
+                    const float* residual, int64_t M, int64_t I, int64_t O, Gelu, Products);
 // dx (M, I) or null = dy (M, O) · w, times f'(x) where f is GELU; dw (O, I) or null += dyᵀ · f(x),
 // or = where not `add`; db (O) or null += the sum of dy over M. x is not read where dw is null and
 // f is nothing.
 void linear_backward(Pool&, float* dx, float* dw, float* db, const float* dy, const float* x,
-                     const float* w, int64_t M, int64_t I, int64_t O, Gelu, bool add,
-                     bool strassen);
+                     const float* w, int64_t M, int64_t I, int64_t O, Gelu, bool add, Products);
 
 // quant_linear.cc. The same without f, with w (O, I) quantised: O rows of row_bytes in the format's
 // blocks, at any address. Activations stay float32, or become whole numbers: of 12 bits and more,
@@ -131,7 +134,7 @@ void quant_linear_forward(Pool&, float* y, const float* x, const uint8_t* w, Qua
                           int64_t row_bytes, Activations);
 void quant_linear_backward(Pool&, float* dx, float* expanded, const float* dy, const uint8_t* w,
                            QuantFormat, int64_t M, int64_t I, int64_t O, int64_t row_bytes,
-                           bool strassen, Activations);
+                           Products, Activations);
 
 // norm.cc. mean, rstd (M) are kept for the backward. dresidual (M, C) or null is added into dx
 // and may be dx.

@@ -92,6 +92,13 @@ inline void tokens_below(const Ids& tokens, int64_t V) {
            " is outside the vocabulary of " + std::to_string(V));
 }
 
+inline Products products_of(const std::string& name) {
+  if (name == "plain") return Products::plain;
+  if (name == "strassen") return Products::strassen;
+  if (name == "words") return Products::words;
+  fail("products: '" + name + "', expected 'plain', 'strassen' or 'words'");
+}
+
 }  // namespace
 
 // Kernel calls in the order in which they were made, with the arrays they use.

@@ -141,7 +141,7 @@ void quant_linear_forward(Pool& pool, float* y, const float* x, const uint8_t* w
 
 void quant_linear_backward(Pool& pool, float* dx, float* expanded, const float* dy,
                            const uint8_t* w, QuantFormat format, i64 M, i64 I, i64 O, i64 row_bytes,
-                           bool strassen, Activations activations) {
+                           Products products, Activations activations) {
   const PieceRows rows{expander(format), w, row_bytes};
 #if defined(__AVX512VNNI__)
   const i64 block = block_size(format).weights;
@@ -157,7 +157,7 @@ void quant_linear_backward(Pool& pool, float* dx, float* expanded, const float* 
     for_parts(pool, n, I, 1, [&](int, i64 begin, i64 end) {
       for (i64 r = begin; r < end; ++r) rows.expand(expanded + r * I, o + r, 0, I);
     });
-    multiply(strassen, pool, Along<Same>{dy + o, O}, Across<Same>{expanded, I},
+    multiply(products, pool, Along<Same>{dy + o, O}, Across<Same>{expanded, I},
              Gather{dx, I, o > 0}, M, I, n);
   }
 }

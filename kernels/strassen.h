@@ -227,16 +227,5 @@ struct SevenProducts {
   }
 };
 
-// multiply, by Strassen's scheme where that is allowed and pays.
-template <class A, class B, class Epilogue>
-static void multiply(bool strassen, Pool& pool, A a, B b, Epilogue epilogue, i64 M, i64 N, i64 K,
-                     float* row_sums = nullptr) {
-  using Seven = SevenProducts<A, B, Epilogue>;
-  if (strassen && Seven::worthwhile(M, N, K))
-    Seven{a, b, epilogue, row_sums, M, N, K}.run(pool);
-  else
-    multiply(pool, a, b, epilogue, M, N, K, row_sums);
-}
-
 }  // namespace TENARAI_ISA
 }  // namespace tenarai

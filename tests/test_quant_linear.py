@@ -231,7 +231,7 @@ def test_backward_with_seven_products(isa):
     dy = inputs(128, 700, 1)[0]
     _, saved = ops.linear_forward(x, q)
     plain = ops.linear_backward(dy, saved, None)
-    ops.strassen = True
+    ops.products = "strassen"
     dx = ops.linear_backward(dy, saved, None)
     assert not np.array_equal(dx, plain)
     # of its own tile's roundings, two or three times a plain product's
@@ -285,7 +285,7 @@ def test_shapes_that_do_not_fit_are_refused():
     )
     call(y, x, q.data, 12)
     back = lambda dx, dy, data, number, kind: machine.quant_linear_backward(  # noqa: E731
-        dx, np.zeros((machine.EXPANDED_ROWS, 256), np.float32), dy, data, number, False, kind
+        dx, np.zeros((machine.EXPANDED_ROWS, 256), np.float32), dy, data, number, "plain", kind
     )
     back(x, y, q.data, 12, "bytes")
     for args in [

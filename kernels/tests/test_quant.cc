@@ -91,7 +91,7 @@ void test_forward(const Kernels& k, Pool& pool, const BlockCase& c, int64_t M, i
 // Where the CPU has VNNI dy is rounded to 1 / 8191 or 1 / 127 of the largest of 32 outputs, w to
 // that of 128 outputs.
 void test_backward(const Kernels& k, Pool& pool, const BlockCase& c, int64_t M, int64_t I,
-                   int64_t O, bool strassen = false) {
+                   int64_t O, Products products = Products::plain) {
   Blocks w(c.format, O, I);
   w.fill(c.halves);
   const Doubles wide = w.wide();
@@ -114,7 +114,7 @@ void test_backward(const Kernels& k, Pool& pool, const BlockCase& c, int64_t M, 
                                   w_step[at(o * I + i)]);
     }
     k.quant_linear_backward(pool, dx.data(), expanded.data(), dy.data(), w.data(), c.format, M, I,
-                            O, w.row_bytes, strassen, kind);
+                            O, w.row_bytes, products, kind);
     expect_within(k, name_of("quant_linear_backward ", c, kind, M, I, O, pool), dx, want);
   }
   expect(expanded.guards_hold(), k.isa, "quant_linear_backward: outside expanded", 0, 12345);
@@ -134,7 +134,7 @@ void test_quant(const Kernels& k, Pool& pool) {
   }
   const BlockCase& q4_0 = kBlockCases[3];
   test_backward(k, pool, q4_0, 9, 256, kExpandedRows + 38);  // more than are expanded at a time
-  test_backward(k, pool, q4_0, 128, 256, 300, true);
+  test_backward(k, pool, q4_0, 128, 256, 300, Products::strassen);
 }
 
 }  // namespace tenarai::test

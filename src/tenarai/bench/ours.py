@@ -64,7 +64,7 @@ class Step:
             request["threads"],
             isa=request.get("isa"),
             arena=self.arena,
-            strassen=request.get("strassen", False),
+            products=request.get("products", "plain"),
         )
         how = {name: request.get(name, False) for name in ("recompute", "saved_bfloat16")}
         self.model = model_of(request["config"], **how)
@@ -124,7 +124,7 @@ class Step:
 
 def configure(request: dict[str, Any]) -> Answer:
     """{"threads", "config" (of GPT2Config or LlamaConfig), "tokens" (.npy), "optimiser",
-    "recompute", "saved_bfloat16", "strassen", "isa", "save_weights" (where the initial weights go,
+    "recompute", "saved_bfloat16", "products", "isa", "save_weights" (where the initial weights go,
     .npz)}."""
     step = Step(request)
 

@@ -74,8 +74,8 @@ def bench() -> None:
 @click.option("--saved-activations", type=click.Choice(["float32", "bfloat16"]),
               default="float32", show_default=True,
               help="What blocks keep for the backward.")  # fmt: skip
-@click.option("--strassen/--no-strassen", default=True, show_default=True,
-              help="Seven multiplications for eight in our large products.")  # fmt: skip
+@click.option("--products", type=click.Choice(["plain", "strassen", "words"]),
+              default="strassen", show_default=True, help="How ours makes large products.")
 @click.option("--isa", default=None, help="Instruction set of our kernels; the best by default.")
 @click.option("--plain-malloc", is_flag=True, help="PyTorch without the malloc settings it likes.")
 @json_option
@@ -88,7 +88,7 @@ def train(
     vs: str,
     recompute: bool,
     saved_activations: str,
-    strassen: bool,
+    products: str,
     isa: str | None,
     plain_malloc: bool,
     as_json: bool,
@@ -106,7 +106,7 @@ def train(
         peers=_peers(vs),
         recompute=recompute,
         saved_bfloat16=saved_activations == "bfloat16",
-        strassen=strassen,
+        products=products,
         isa=isa,
         malloc=not plain_malloc,
     )

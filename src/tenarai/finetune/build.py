@@ -66,7 +66,7 @@ def build(
     sets = read_sets(about["data"], settings, encode)
     settings, loaders = _loaders(settings, sets, subject)
     how: dict[str, Any] = {"activations": settings.model.activations}
-    how["strassen"] = settings.run.strassen
+    how["products"] = settings.run.products
     ops = Tuning(Fast(settings.run.threads or None, arena=Arena(), **how))
     report.say(_what(about, settings, subject, sets, loaders, ops))
     state = TuningState(

@@ -40,7 +40,7 @@ def build(
     Nothing large is taken before it is known to fit; the folder's files are written last.
     `ops` are the kernels where None is given. Raises TenaraiError.
     """
-    ops = ops or Fast(settings.run.threads or None, arena=Arena(), strassen=settings.run.strassen)
+    ops = ops or Fast(settings.run.threads or None, arena=Arena(), products=settings.run.products)
     dataset = data.load(settings.data.source, settings.data.tokenizer, settings.data.vocab)
     model = model_of(settings.model, settings.optimiser, dataset.vocab_size)
     peak = best_product(ops)

@@ -1,0 +1,242 @@
+// A matrix product in words: 16-bit whole numbers, of which a CPU with AVX-512 VNNI multiplies and
+// adds twice as many at a time as floats.
+//
+//     A(i, k) ≈ s_A(i, block) p   |p| <= 8191     B(k, j) ≈ s_B(block, j) q   |q| <= 4095
+//     C(i, j) ≈ Σ over blocks of 64 ks of s_A s_B Σ p q
+//
+// s is a block's largest magnitude over the limit, so the sums of 64 products fit 32 bits. For
+// numbers spread as a bell a product is off by 2e-4 of its norm, as much as with TF32, a block with
+// one number far above the others by more. NaN and infinity make their block's row or column NaN.
+//
+// Lines are packed as floats (pack.h), 64 ks at a time, and rounded in L1: lanes are lines there,
+// whatever the operand's layout, so that one piece of code finds scales and makes pairs for both.
+//
+//   as in gemm.h, with kWordDepth ks in a block:
+//     A: two panels of kRows lines, pairs of words [k / 2][kRows] and scales     L2
+//     B: pairs [k / 2][kCols] and scales [k / 64][kCols], 24 KB                  L1
+//
+// An element of C depends on its own row and column alone, and its bits not on the thread count.
+#pragma once
+
+#include "gemm.h"
+
+#if defined(__AVX512VNNI__)
+
+namespace tenarai {
+namespace TENARAI_ISA {
+
+constexpr i64 kWordBlock = 128;  // ks that share a scale
+constexpr i64 kWordDepth = 512;  // ks of a block of the product
+constexpr i64 kWordSteps = kWordBlock / 2;
+constexpr float kMostWord = 4095.0f;
+static_assert(INT64_C(4095) * 4095 * kWordBlock <= 0x7fffffff, "sums of a block fit");
+
+// Panels of `width` lines: pairs [K / 2][width] and scales [blocks][width].
+struct WordPanels {
+  float *pairs, *scales;  // 32 bits each
+  i64 steps, blocks;      // pairs a line (a multiple of 4), blocks of kWordBlock
+
+  static i64 steps_of(i64 k) { return round_up(k, 8) / 2; }
+  static i64 blocks_of(i64 k) { return (k + kWordBlock - 1) / kWordBlock; }
+  static i64 floats(i64 lines, i64 k) { return lines * (steps_of(k) + blocks_of(k)); }
+  WordPanels(float* memory, i64 lines, i64 k)
+      : pairs(memory),
+        scales(memory + lines * steps_of(k)),
+        steps(steps_of(k)),
+        blocks(blocks_of(k)) {}
+
+  // Lines line .. line + kLanes - 1, ks of block `at`: k rows of `from`, `stride` apart. The
+  // largest is found as an integer, so that a NaN is larger than all and makes the scale NaN.
+  template <int kWidth>
+  TENARAI_ALWAYS void round(i64 line, i64 at, const float* from, i64 stride, i64 k) const {
+    vi low = {}, high = {};
+    for (i64 i = 0; i + 1 < k; i += 2) {
+      const vi p = bits(load(from + i * stride)) & 0x7fffffff;
+      const vi q = bits(load(from + (i + 1) * stride)) & 0x7fffffff;
+      low = larger(low, p);
+      high = larger(high, q);
+    }
+    if (k % 2) low = larger(low, bits(load(from + (k - 1) * stride)) & 0x7fffffff);
+    const vf max = (vf)larger(low, high);
+    const vf inverse = max > 1e-30f ? kMostWord / max : vf{};
+    store_lines<kWidth>(scales, line, at, blocks, max * (1.0f / kMostWord));
+    const auto word = [&](i64 i) __attribute__((always_inline)) {
+      return _mm512_cvtps_epi32((__m512)(load(from + i * stride) * inverse));
+    };
+    const i64 first = at * kWordSteps;
+    const auto put = [&](i64 step, __m512i even, __m512i odd) __attribute__((always_inline)) {
+      const __m512i pair = _mm512_mask_mov_epi16(_mm512_slli_epi32(odd, 16), 0x55555555u, even);
+      store_lines<kWidth>(pairs, line, first + step, steps, (vf)pair);
+    };
+    i64 step = 0;
+    for (; 2 * step + 1 < k; ++step) put(step, word(2 * step), word(2 * step + 1));
+    if (k % 2) put(step++, word(k - 1), __m512i{});
+    for (; step % 4; ++step) put(step, __m512i{}, __m512i{});
+  }
+
+ private:
+  static TENARAI_ALWAYS vi larger(vi a, vi b) {
+    return (vi)_mm512_max_epi32((__m512i)a, (__m512i)b);
+  }
+};
+
+// c += two products of words a lane. Of the intrinsic GCC 12 copies sums to other registers and to
+// memory.
+TENARAI_ALWAYS void multiply_pairs(__m512i& c, __m512i a, __m512i b) {
+  asm("vpdpwssd %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
+}
+
+// tile (kRows, kCols) = or += one block of a panel of A times one of B, of which the first V
+// vectors of a row are written. The sums are in registers, 24 of 32; the tile is in L1. Not
+// inlined: among other code the compiler would keep some of the sums in memory.
+template <int V, bool kAdd>
+static __attribute__((noinline)) void word_sums(float* tile, const float* a, const float* a_scale,
+                                                const float* b, const float* b_scale, i64 steps,
+                                                Ahead* ahead) {
+#define DECLARE(i) __m512i c##i##0 = {}, c##i##1 = {}, c##i##2 = {};
+  TENARAI_ROWS(DECLARE)
+#undef DECLARE
+  const auto step = [&](const float* ak, const float* bk) __attribute__((always_inline)) {
+    const __m512i b0 = _mm512_load_si512(bk);
+    const __m512i b1 = V > 1 ? _mm512_load_si512(bk + kLanes) : b0;
+    const __m512i b2 = V > 2 ? _mm512_load_si512(bk + 2 * kLanes) : b0;
+#define ACCUMULATE(i)                                    \
+  {                                                      \
+    int32_t two;                                         \
+    std::memcpy(&two, ak + i, 4);                        \
+    const __m512i s = _mm512_set1_epi32(two);            \
+    multiply_pairs(c##i##0, s, b0);                      \
+    if constexpr (V > 1) multiply_pairs(c##i##1, s, b1); \
+    if constexpr (V > 2) multiply_pairs(c##i##2, s, b2); \
+  }
+    TENARAI_ROWS(ACCUMULATE)
+#undef ACCUMULATE
+  };
+  Ahead lines = *ahead;  // in registers
+  for (; steps > 0; steps -= 4, a += 4 * kRows, b += 4 * kCols) {
+    lines.ask();
+    step(a, b);
+    step(a + kRows, b + kCols);
+    step(a + 2 * kRows, b + 2 * kCols);
+    step(a + 3 * kRows, b + 3 * kCols);
+  }
+  *ahead = lines;
+#define ADD(i, v)                                             \
+  if constexpr (V > v) {                                      \
+    float* to = tile + i * kCols + v * kLanes;                \
+    const vf scale = load(b_scale + v * kLanes) * a_scale[i]; \
+    const vf sum = (vf)_mm512_cvtepi32_ps(c##i##v) * scale;   \
+    store(to, kAdd ? load(to) + sum : sum);                   \
+  }
+#define FINISH(i) ADD(i, 0) ADD(i, 1) ADD(i, 2)
+  TENARAI_ROWS(FINISH)
+#undef FINISH
+#undef ADD
+}
+
+// tile = a panel of A times a panel of B.
+template <int V>
+static void word_tile(float* tile, const float* a, const float* a_scale, const WordPanels& b,
+                      Ahead* ahead) {
+  word_sums<V, false>(tile, a, a_scale, b.pairs, b.scales, at_most(b.steps, kWordSteps), ahead);
+  for (i64 at = 1, k = kWordSteps; k < b.steps; ++at, k += kWordSteps)
+    word_sums<V, true>(tile, a + k * kRows, a_scale + at * kRows, b.pairs + k * kCols,
+                       b.scales + at * kCols, at_most(b.steps - k, kWordSteps), ahead);
+}
+
+template <class A, class B, class Epilogue>
+struct WordProduct {
+  A a;
+  B b;
+  Epilogue epilogue;
+  float* row_sums;
+  i64 M, N, K;
+
+  // Is it faster than a product of floats?
+  static bool worthwhile(i64 M, i64 N, i64 K) { return M >= 32 && N >= kLanes && K >= 64; }
+
+  void run(Pool& pool) const { compute_blocks(pool, *this); }
+
+  static constexpr i64 kGroup = 2 * kLanes;  // lines packed at a time
+  static constexpr i64 kRowGrain = kRows, kColumnGrain = kLanes;
+  static constexpr i64 kLineGrain = kGroup, kPackGrain = kGroup;
+  static constexpr i64 kBlock = 512 * kWordDepth;
+  i64 block_depth() const { return even_block(K, kWordDepth, kWordBlock); }
+  i64 a_floats(i64 lines, i64 k) const { return WordPanels::floats(lines, k); }
+  i64 b_floats(i64 k) const { return WordPanels::floats(kCols, k); }
+
+  void pack_rows(float* panels, i64 i0, i64 m, Range part, i64 k0, i64 k, bool sums) const {
+    const WordPanels to(panels, round_up(m, kLanes), k);
+    alignas(64) float floats[kGroup * kWordBlock];
+    for (i64 i = part.begin; i < part.end; i += kGroup) {
+      const i64 lines = at_most(kGroup, m - i);
+      for (i64 at = 0; at < to.blocks; ++at) {
+        const i64 ks = at_most(kWordBlock, k - at * kWordBlock);
+        a.template pack<kLanes>(floats, i0 + i, lines, k0 + at * kWordBlock, ks);
+        for (i64 line = 0; line < lines; line += kLanes) {
+          const float* from = floats + line * ks;
+          to.template round<kRows>(i + line, at, from, kLanes, ks);
+          if (sums && row_sums)
+            add_sums(row_sums + i0 + i + line, from, ks, at_most(kLanes, lines - line));
+        }
+      }
+    }
+  }
+
+  void times_columns(const float* a_panels, float* b_panel, i64 i0, i64 m, Range columns, i64 k0,
+                     i64 k) const {
+    const WordPanels from(const_cast<float*>(a_panels), round_up(m, kLanes), k);
+    const WordPanels to(b_panel, kCols, k);
+    const i64 depth = block_depth();
+    for (i64 j0 = columns.begin; j0 < columns.end; j0 += kCols) {
+      const i64 n = at_most(kCols, columns.end - j0);
+      pack_b(to, j0, n, k0, k);
+      strip(from, to, i0, m, j0, n, k0 == 0, k0 + k == K,
+            next_panel(columns, j0, kCols, k0, depth, K));
+    }
+    if (Epilogue::kStreams) stream_end();
+  }
+
+ private:
+  // sums (n) += Σ_k of a panel of floats.
+  static void add_sums(float* sums, const float* panel, i64 k, i64 n) {
+    vf total = {};
+    for (i64 i = 0; i < k; ++i) total += load(panel + i * kLanes);
+    store_n(sums, load_upto(sums, n) + total, n);
+  }
+
+  void pack_b(const WordPanels& to, i64 j0, i64 n, i64 k0, i64 k) const {
+    alignas(64) float floats[kCols * kWordBlock];
+    for (i64 at = 0; at < to.blocks; ++at) {
+      const i64 ks = at_most(kWordBlock, k - at * kWordBlock);
+      b.template pack<kCols>(floats, j0, n, k0 + at * kWordBlock, ks);
+      for (i64 j = 0; j < n; j += kLanes) to.template round<kCols>(j, at, floats + j, kCols, ks);
+    }
+  }
+
+  // All rows of the block times one panel of B.
+  void strip(const WordPanels& a_panels, const WordPanels& b_panel, i64 i0, i64 m, i64 j0, i64 n,
+             bool first, bool last, PlaceOfB next) const {
+    const Tiles<Epilogue> tiles{epilogue, first, last};
+    const bool streams = tiles.stream(n);
+    const auto kernel = n <= kLanes       ? &word_tile<1>
+                        : n <= 2 * kLanes ? &word_tile<2>
+                                          : &word_tile<3>;
+    Ahead ahead(b.reads(next.j, next.columns, next.k, next.depth),
+                round_up(m, kRows) / kRows * b_panel.steps);
+    alignas(64) float tile[kRows * kCols];
+    for (i64 i = 0; i < m; i += kRows) {
+      const i64 rows = at_most(kRows, m - i);
+      ahead.c = Lines::of(epilogue.c + (i0 + i) * epilogue.stride + j0, epilogue.stride,
+                          streams ? 0 : rows, n);
+      kernel(tile, a_panels.pairs + i * a_panels.steps, a_panels.scales + i * a_panels.blocks,
+             b_panel, &ahead);
+      tiles.put(tile, i0 + i, rows, j0, n, streams);
+    }
+  }
+};
+
+}  // namespace TENARAI_ISA
+}  // namespace tenarai
+
+#endif

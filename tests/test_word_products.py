@@ -1,0 +1,131 @@
+"""Products in words: off by what 12 bits a number lose and no more, each element by its own row and
+column, the same bits for any number of threads; Strassen's where the CPU has no such instruction."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tenarai._kernels", reason="the compiled core is not built")
+from products import NARROW, inputs, results, truths
+from tenarai.ops import fast
+
+# Relative to the norm of the product, of normal numbers: measured 2.6e-4. Both factors are off by up
+# to half of the 4095th part of the largest of 128.
+TOLERANCE = 3.5e-4
+EXACT = 1e-6  # what stays float32
+
+VNNI = [isa for isa in fast.available_isas() if isa == "avx512vnni"]
+needs_vnni = pytest.mark.skipif(not VNNI, reason="the CPU has no AVX-512 VNNI")
+
+
+def norm_error(got: np.ndarray, truth: np.ndarray) -> float:
+    return float(np.linalg.norm(got - truth) / np.linalg.norm(truth))
+
+
+@pytest.fixture
+def words() -> Iterator[fast.Fast]:
+    yield fast.Fast(2, "avx512vnni", products="words")
+
+
+@needs_vnni
+@pytest.mark.parametrize(
+    ("M", "I", "O"),
+    [(1040, 382, 766), (700, 1025, 50), (33, 64, 17), (64, 600, 131), (1500, 130, 96)],
+)
+def test_off_by_what_the_rounding_loses(words: fast.Fast, M: int, I: int, O: int) -> None:
+    a = inputs(M, I, O)
+    sizes = {"y": (M, O, I), "dx": (M, I, O), "dw": (O, I, M), "written": (O, I - NARROW, M)}
+    for name, got in results(words, a).items():
+        error = norm_error(got, truths(a)[name])
+        rows, columns, depth = sizes.get(name, (0, 0, 0))  # db is a sum
+        if rows >= 32 and columns >= 16 and depth >= 64:  # worthwhile
+            assert 1e-5 < error < TOLERANCE, (name, error)
+        else:
+            assert error < EXACT, (name, error)
+
+
+@needs_vnni
+def test_the_same_bits_for_any_number_of_threads() -> None:
+    a = inputs(1040, 382, 766)
+    first = results(fast.Fast(1, "avx512vnni", products="words"), a)
+    for threads in (2, 3, 4):
+        for name, got in results(fast.Fast(threads, "avx512vnni", products="words"), a).items():
+            assert np.array_equal(got, first[name]), (threads, name)
+
+
+@needs_vnni
+def test_a_row_is_its_own_affair(words: fast.Fast) -> None:
+    a = inputs(300, 382, 200)
+    y, _ = words.linear_forward(a["x"], a["w"])
+    loud = a["x"].copy()
+    loud[::2] *= 1e20
+    assert np.array_equal(words.linear_forward(loud, a["w"])[0][1::2], y[1::2])
+    some, _ = words.linear_forward(np.ascontiguousarray(a["x"][41:141]), a["w"])
+    assert np.array_equal(some, y[41:141])
+
+
+@needs_vnni
+def test_numbers_of_every_size(words: fast.Fast) -> None:
+    """Blocks have scales of their own: rows and columns of 1e-12 are as exact as those of 1e12."""
+    a = inputs(200, 500, 96)
+    sizes = 10.0 ** np.linspace(-12, 12, 200, dtype=np.float64)
+    x = (a["x"] * sizes[:, None]).astype(np.float32)
+    y, _ = words.linear_forward(x, a["w"])
+    truth = x.astype(np.float64) @ a["w"].astype(np.float64).T
+    errors = np.linalg.norm(y - truth, axis=1) / np.linalg.norm(truth, axis=1)
+    assert errors.max() < 2 * TOLERANCE
+    assert not words.linear_forward(np.zeros_like(x), a["w"])[0].any()
+    assert not words.linear_forward(np.full_like(x, 1e-38), a["w"])[0].any()  # below 1e-30: none
+    huge, _ = words.linear_forward(np.full_like(x, 3e38), np.full_like(a["w"], 1e-38))
+    np.testing.assert_allclose(huge, 0, atol=1e-30)
+
+
+@needs_vnni
+def test_one_number_far_above_the_others(words: fast.Fast) -> None:
+    """It makes the steps of its block of 128, and of no other, coarse: at worst the others are
+    lost, each half a step, beside it."""
+    a = inputs(64, 384, 96)
+    a["x"][:, 7] = 1e4
+    y, _ = words.linear_forward(a["x"], a["w"])
+    truth = a["x"].astype(np.float64) @ a["w"].astype(np.float64).T
+    assert norm_error(y, truth) < 1e-3
+    rest = a["w"].copy()
+    rest[:, :128] = 0  # what the other blocks give
+    y, _ = words.linear_forward(a["x"], rest)
+    assert norm_error(y, a["x"].astype(np.float64) @ rest.astype(np.float64).T) < TOLERANCE
+
+
+@needs_vnni
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_is_seen(words: fast.Fast, bad: float) -> None:
+    a = inputs(100, 300, 100)
+    a["x"][5, 290] = bad
+    y, saved = words.linear_forward(a["x"], a["w"])
+    assert not np.isfinite(y[5]).any() and np.isfinite(np.delete(y, 5, axis=0)).all()
+    dw = np.zeros_like(a["w"])
+    dx = words.linear_backward(a["dy"], saved, dw)
+    assert np.isfinite(dx).all()
+    assert not np.isfinite(dw[:, 290]).any() and np.isfinite(np.delete(dw, 290, axis=1)).all()
+
+
+@needs_vnni
+def test_small_products_stay_float32(words: fast.Fast) -> None:
+    for M, I, O in ((31, 64, 64), (64, 63, 64), (64, 64, 15)):
+        a = inputs(M, I, O)
+        y, _ = words.linear_forward(a["x"], a["w"])
+        plain, _ = fast.Fast(2, "avx512vnni").linear_forward(a["x"], a["w"])
+        assert np.array_equal(y, plain), (M, I, O)
+
+
+@pytest.mark.parametrize("isa", [i for i in fast.available_isas() if i != "avx512vnni"])
+def test_strassens_scheme_where_there_are_none(isa: str) -> None:
+    a = inputs(256, 382, 192)
+    want = results(fast.Fast(2, isa, products="strassen"), a)
+    for name, got in results(fast.Fast(2, isa, products="words"), a).items():
+        assert np.array_equal(got, want[name]), name
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="products = 'int8'"):
+        fast.Fast(1, products="int8")
