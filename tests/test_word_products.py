@@ -1,5 +1,5 @@
-"""Products in words: off by what 12 bits a number lose and no more, each element by its own row and
-column, the same bits for any number of threads; Strassen's where the CPU has no such instruction."""
+"""Products in words: off by what 12 bits a number lose and no more, each element by its own row
+and column, the same bits for any number of threads; Strassen's where the CPU has no VNNI."""
 
 from collections.abc import Iterator
 
@@ -8,10 +8,12 @@ import pytest
 
 pytest.importorskip("tenarai._kernels", reason="the compiled core is not built")
 from products import NARROW, inputs, results, truths
+from tenarai.models.gpt2 import GPT2, GPT2Config
+from tenarai.models.table import Weights
 from tenarai.ops import fast
 
-# Relative to the norm of the product, of normal numbers: measured 2.6e-4. Both factors are off by up
-# to half of the 4095th part of the largest of 128.
+# Relative to the norm of the product, of normal numbers: measured 2.6e-4. Both factors are off by
+# up to half of the 4095th part of the largest of 128.
 TOLERANCE = 3.5e-4
 EXACT = 1e-6  # what stays float32
 
@@ -118,6 +120,27 @@ def test_small_products_stay_float32(words: fast.Fast) -> None:
         assert np.array_equal(y, plain), (M, I, O)
 
 
+@needs_vnni
+def test_gradients_of_a_model(words: fast.Fast) -> None:
+    """Two layers of GPT-2: what 1e-4 of a product comes to in every gradient."""
+    model = GPT2(GPT2Config(vocab_size=300, context=64, layers=2, heads=4, width=128))
+    table = model.table()
+    params = Weights(table).initialise(1)
+    tokens, targets = np.random.default_rng(2).integers(0, 300, (2, 2, 64)).astype(np.int32)
+
+    def gradients(ops: fast.Fast) -> tuple[float, Weights]:
+        grads = Weights(table)
+        loss, saved = model.forward(ops, params, tokens, targets, grads)
+        model.backward(ops, params, saved, grads)
+        return loss, grads
+
+    loss, grads = gradients(fast.Fast(2, "avx512vnni"))
+    near, rounded = gradients(words)
+    assert abs(near - loss) < 1e-5 * loss
+    errors = {name: norm_error(rounded[name], grad) for name, grad in grads.items()}
+    assert 1e-5 < max(errors.values()) < 2e-3, errors  # measured: 0.7e-3 to 1.1e-3
+
+
 @pytest.mark.parametrize("isa", [i for i in fast.available_isas() if i != "avx512vnni"])
 def test_strassens_scheme_where_there_are_none(isa: str) -> None:
     a = inputs(256, 382, 192)
@@ -129,3 +152,10 @@ def test_strassens_scheme_where_there_are_none(isa: str) -> None:
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="products = 'int8'"):
         fast.Fast(1, products="int8")
+
+
+def test_it_is_said_how_products_are_made() -> None:
+    assert fast.Fast(1, "baseline", products="words").how.endswith("(words need AVX-512 VNNI)")
+    assert fast.Fast(1, "baseline", products="strassen").how == "1 threads, baseline"
+    for isa in VNNI:
+        assert fast.Fast(2, isa, products="words").how == "2 threads, avx512vnni, products in words"

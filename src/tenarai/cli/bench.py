@@ -20,8 +20,8 @@ Examples:
       one line of JSON, no peer
   tenarai bench train --preset char -b 12 -T 64 --vs eager
       nanoGPT's recipe for a CPU
-  tenarai bench train --preset llama-15m -b 8 -T 256 --vs torch
-      a step of llama2.c's 15 million weights
+  tenarai bench train --preset llama-15m -b 8 -T 256 --products words --vs torch
+      a step of llama2.c's 15 million weights, ours with products in words
 """
 
 OPS_EXAMPLES = """
@@ -74,8 +74,13 @@ def bench() -> None:
 @click.option("--saved-activations", type=click.Choice(["float32", "bfloat16"]),
               default="float32", show_default=True,
               help="What blocks keep for the backward.")  # fmt: skip
-@click.option("--products", type=click.Choice(["plain", "strassen", "words"]),
-              default="strassen", show_default=True, help="How ours makes large products.")
+@click.option(
+    "--products",
+    type=click.Choice(["plain", "strassen", "words"]),
+    default="strassen",
+    show_default=True,
+    help="How ours makes large products.",
+)
 @click.option("--isa", default=None, help="Instruction set of our kernels; the best by default.")
 @click.option("--plain-malloc", is_flag=True, help="PyTorch without the malloc settings it likes.")
 @json_option

@@ -190,7 +190,7 @@ def _what(
         f"{counted:,} of them to foretell; {len(val):,} to validate\n"
         f"plan: {s.steps:,} steps of {o.batch * o.accumulate} rows of {T} tokens, "
         f"{s.steps * o.accumulate / batches:.1f} times over the data\n"
-        f"machine: {ops.threads} threads, {ops.isa}"
+        f"machine: {ops.how}"
     )
 
 

@@ -111,6 +111,16 @@ class Fast(Attention, LinearAttention, Loss):
     def threads(self) -> int:
         return self.machine.threads
 
+    @property
+    def how(self) -> str:
+        """Threads, instruction set, and products where they are not of float32."""
+        told = f"{self.threads} threads, {self.isa}"
+        if self.products != "words":
+            return told
+        if self.isa != "avx512vnni":
+            return f"{told}, products in float32 (words need AVX-512 VNNI)"
+        return f"{told}, products in words"
+
     def _run(self, kernel: str, *args: Any) -> float:
         if self.arena.dry:
             return 0.0

@@ -178,8 +178,8 @@ def _what(settings: Settings, model: AnyModel, dataset: Any, ops: Any, peak: flo
     keys = f" ({kv} of keys)" if kv < c.heads else ""
     o = settings.optimiser
     step = o.batch * o.accumulate * c.context
-    machine = f"{getattr(ops, 'threads', 1)} threads, {getattr(ops, 'isa', 'NumPy')}"
-    gemm = f", {peak:.0f} GFLOP/s (best float32 matrix product, MFU is of it)" if peak else ""
+    machine = getattr(ops, "how", "1 threads, NumPy")
+    gemm = f", {peak:.0f} GFLOP/s (best matrix product, MFU is of it)" if peak else ""
     return (
         f"model: {name_of(model)} of {count / 1e6:.2f} million weights: {c.layers} layers, "
         f"{c.heads} heads{keys}, width {c.width}, context {c.context}\n"

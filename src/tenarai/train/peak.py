@@ -1,4 +1,4 @@
-"""This machine's best float32 matrix product, by NumPy's BLAS and by a run's own kernels.
+"""This machine's best matrix product: of float32 by NumPy's BLAS, or by a run's own kernels.
 
 A training's MFU is of the faster. By Strassen's scheme the kernels' products count as if all
 eight multiplications were made, as a step's do: beside BLAS alone a step could exceed 100 %.
