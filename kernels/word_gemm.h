@@ -1,22 +1,25 @@
 // A matrix product in words: 16-bit whole numbers, of which a CPU with AVX-512 VNNI multiplies and
 // adds twice as many at a time as floats.
 //
-//     A(i, k) ≈ s_A(i, block) p   |p| <= 8191     B(k, j) ≈ s_B(block, j) q   |q| <= 4095
-//     C(i, j) ≈ Σ over blocks of 64 ks of s_A s_B Σ p q
+//     A(i, k) ≈ s_A(i, block) p   |p| <= 4095     B(k, j) ≈ s_B(block, j) q   |q| <= 4095
+//     C(i, j) ≈ Σ over blocks of 128 ks of s_A s_B Σ p q
 //
-// s is a block's largest magnitude over the limit, so the sums of 64 products fit 32 bits. For
-// numbers spread as a bell a product is off by 2e-4 of its norm, as much as with TF32, a block with
-// one number far above the others by more. NaN and infinity make their block's row or column NaN.
+// s is a block's largest magnitude over the limit, so the sums of 128 products fit 32 bits. For
+// numbers spread as a bell a product is off by 2.6e-4 of its norm, as much as with TF32, a block
+// with one number far above the others by more. NaN and infinity make their block's row or column
+// NaN.
 //
-// Lines are packed as floats (pack.h), 64 ks at a time, and rounded in L1: lanes are lines there,
-// whatever the operand's layout, so that one piece of code finds scales and makes pairs for both.
+// Lines are packed as floats (pack.h), 128 ks at a time, and rounded in L1: lanes are lines there,
+// whatever the operand's layout. Lines that are contiguous are rounded first and transposed then.
 //
 //   as in gemm.h, with kWordDepth ks in a block:
-//     A: two panels of kRows lines, pairs of words [k / 2][kRows] and scales     L2
-//     B: pairs [k / 2][kCols] and scales [k / 64][kCols], 24 KB                  L1
+//     A: panels of kRows lines, pairs of words [k / 2][kRows], scales [k / 128][kRows]   L2, 512 KB
+//     B: pairs [k / 2][kCols] and scales [k / 128][kCols]                                L2, 48 KB
 //
 // An element of C depends on its own row and column alone, and its bits not on the thread count.
 #pragma once
+
+#include <type_traits>
 
 #include "gemm.h"
 
@@ -45,28 +48,22 @@ struct WordPanels {
         steps(steps_of(k)),
         blocks(blocks_of(k)) {}
 
-  // Lines line .. line + kLanes - 1, ks of block `at`: k rows of `from`, `stride` apart. The
-  // largest is found as an integer, so that a NaN is larger than all and makes the scale NaN.
+  // Lines line .. line + kLanes - 1, ks of block `at`: k rows of `from`, `stride` apart.
   template <int kWidth>
   TENARAI_ALWAYS void round(i64 line, i64 at, const float* from, i64 stride, i64 k) const {
     vi low = {}, high = {};
     for (i64 i = 0; i + 1 < k; i += 2) {
-      const vi p = bits(load(from + i * stride)) & 0x7fffffff;
-      const vi q = bits(load(from + (i + 1) * stride)) & 0x7fffffff;
-      low = larger(low, p);
-      high = larger(high, q);
+      low = larger(low, size(load(from + i * stride)));
+      high = larger(high, size(load(from + (i + 1) * stride)));
     }
-    if (k % 2) low = larger(low, bits(load(from + (k - 1) * stride)) & 0x7fffffff);
-    const vf max = (vf)larger(low, high);
-    const vf inverse = max > 1e-30f ? kMostWord / max : vf{};
-    store_lines<kWidth>(scales, line, at, blocks, max * (1.0f / kMostWord));
+    if (k % 2) low = larger(low, size(load(from + (k - 1) * stride)));
+    const vf inverse = scale<kWidth>(line, at, larger(low, high));
     const auto word = [&](i64 i) __attribute__((always_inline)) {
       return _mm512_cvtps_epi32((__m512)(load(from + i * stride) * inverse));
     };
-    const i64 first = at * kWordSteps;
     const auto put = [&](i64 step, __m512i even, __m512i odd) __attribute__((always_inline)) {
       const __m512i pair = _mm512_mask_mov_epi16(_mm512_slli_epi32(odd, 16), 0x55555555u, even);
-      store_lines<kWidth>(pairs, line, first + step, steps, (vf)pair);
+      store_lines<kWidth>(pairs, line, at * kWordSteps + step, steps, (vf)pair);
     };
     i64 step = 0;
     for (; 2 * step + 1 < k; ++step) put(step, word(2 * step), word(2 * step + 1));
@@ -74,7 +71,53 @@ struct WordPanels {
     for (; step % 4; ++step) put(step, __m512i{}, __m512i{});
   }
 
+  // The same, where each line is contiguous, `stride` from line to line, and k a multiple of 32:
+  // rounded as it lies, so that pairs of words are transposed and not floats.
+  template <int kWidth>
+  void round_along(i64 line, i64 at, const float* from, i64 stride, i64 k) const {
+    vf most[kLanes];
+    for (int r = 0; r < kLanes; ++r) {
+      vi low = {}, high = {};
+      for (i64 i = 0; i < k; i += 2 * kLanes) {
+        low = larger(low, size(load(from + r * stride + i)));
+        high = larger(high, size(load(from + r * stride + i + kLanes)));
+      }
+      most[r] = (vf)larger(low, high);
+    }
+    transpose(most);
+    for (int width = kLanes / 2; width > 0; width /= 2)
+      for (int r = 0; r < width; ++r) most[r] = (vf)larger((vi)most[r], (vi)most[r + width]);
+    float inverse[kLanes];
+    store(inverse, scale<kWidth>(line, at, (vi)most[0]));
+    for (i64 i = 0; i < k; i += 2 * kLanes) {
+      vf rows[kLanes];
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; ++r) {
+        const auto words = [&](i64 j) __attribute__((always_inline)) {
+          return _mm512_cvtps_epi32((__m512)(load(from + r * stride + i + j) * inverse[r]));
+        };
+        rows[r] = (vf)_mm512_packs_epi32(words(0), words(kLanes));
+      }
+      transpose(rows);
+      // A quarter of a vector of packed words holds two pairs of either half.
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; ++r)
+        store_lines<kWidth>(pairs, line,
+                            at * kWordSteps + i / 2 + r / 4 * 2 + r % 2 + r % 4 / 2 * (kLanes / 2),
+                            steps, rows[r]);
+    }
+  }
+
  private:
+  // Of lines whose largest have these bits (integers: a NaN is larger than all, and makes the scale
+  // NaN): stores the scales, and returns what makes numbers words.
+  template <int kWidth>
+  TENARAI_ALWAYS vf scale(i64 line, i64 at, vi largest) const {
+    const vf max = (vf)largest;
+    store_lines<kWidth>(scales, line, at, blocks, max * (1.0f / kMostWord));
+    return max > 1e-30f ? kMostWord / max : vf{};
+  }
+  static TENARAI_ALWAYS vi size(vf v) { return bits(v) & 0x7fffffff; }
   static TENARAI_ALWAYS vi larger(vi a, vi b) {
     return (vi)_mm512_max_epi32((__m512i)a, (__m512i)b);
   }
@@ -167,12 +210,19 @@ struct WordProduct {
 
   void pack_rows(float* panels, i64 i0, i64 m, Range part, i64 k0, i64 k, bool sums) const {
     const WordPanels to(panels, round_up(m, kLanes), k);
+    const bool along = std::is_same_v<A, Along<Same>> && !(sums && row_sums);
     alignas(64) float floats[kGroup * kWordBlock];
     for (i64 i = part.begin; i < part.end; i += kGroup) {
       const i64 lines = at_most(kGroup, m - i);
       for (i64 at = 0; at < to.blocks; ++at) {
-        const i64 ks = at_most(kWordBlock, k - at * kWordBlock);
-        a.template pack<kLanes>(floats, i0 + i, lines, k0 + at * kWordBlock, ks);
+        const i64 ks = at_most(kWordBlock, k - at * kWordBlock), from_k = k0 + at * kWordBlock;
+        if (along && lines == kGroup && ks % (2 * kLanes) == 0) {
+          for (i64 line = i; line < i + kGroup; line += kLanes)
+            to.template round_along<kRows>(line, at, a.p + (i0 + line) * a.stride + from_k,
+                                           a.stride, ks);
+          continue;
+        }
+        a.template pack<kLanes>(floats, i0 + i, lines, from_k, ks);
         for (i64 line = 0; line < lines; line += kLanes) {
           const float* from = floats + line * ks;
           to.template round<kRows>(i + line, at, from, kLanes, ks);
@@ -208,8 +258,13 @@ struct WordProduct {
   void pack_b(const WordPanels& to, i64 j0, i64 n, i64 k0, i64 k) const {
     alignas(64) float floats[kCols * kWordBlock];
     for (i64 at = 0; at < to.blocks; ++at) {
-      const i64 ks = at_most(kWordBlock, k - at * kWordBlock);
-      b.template pack<kCols>(floats, j0, n, k0 + at * kWordBlock, ks);
+      const i64 ks = at_most(kWordBlock, k - at * kWordBlock), from_k = k0 + at * kWordBlock;
+      if (std::is_same_v<B, Along<Same>> && n % kLanes == 0 && ks % (2 * kLanes) == 0) {
+        for (i64 j = 0; j < n; j += kLanes)
+          to.template round_along<kCols>(j, at, b.p + (j0 + j) * b.stride + from_k, b.stride, ks);
+        continue;
+      }
+      b.template pack<kCols>(floats, j0, n, from_k, ks);
       for (i64 j = 0; j < n; j += kLanes) to.template round<kCols>(j, at, floats + j, kCols, ks);
     }
   }
