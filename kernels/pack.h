@@ -1,7 +1,8 @@
 // Packing: an operand of a matrix product, copied into the panels that the micro-kernel reads.
 //
 // An operand is lines times k: lines are rows of A or columns of B. Its panels are kWidth lines
-// wide (kRows or kCols), one after the other, each [k][kWidth]; lines beyond the last are zero.
+// wide (kRows or kCols), one after the other, each [k][kWidth]; lines beyond the last are zero as
+// far as its vector goes.
 // A policy says where element (line, k) stands, and what is done to it on the way:
 //
 //   Along<Map>   a line is contiguous in memory       p[line * stride + k]     transposed on the

@@ -28,6 +28,15 @@ namespace TENARAI_ISA {
 
 constexpr i64 kPairRows = 2 * kRows, kPairCols = 2 * kCols;
 
+// Zeros in the vectors of the last panel that no line is in: an element of a tile is made of sums
+// with others, which must be numbers though they cancel.
+template <int kWidth>
+TENARAI_INLINE void clear_rest(float* panels, i64 lines, i64 K) {
+  if constexpr (kWidth > kLanes)
+    for (i64 line = (lines + kLanes - 1) / kLanes * kLanes; line % kWidth; line += kLanes)
+      for (i64 k = 0; k < K; ++k) store_lines<kWidth>(panels, line, k, K, vf{});
+}
+
 template <class A, class B, class Epilogue>
 struct SevenProducts {
   A a;
@@ -124,6 +133,7 @@ struct SevenProducts {
   // Whole pairs of panels of length K, of which k are there.
   void pack_quadrants(float* p, i64 i0, i64 m, i64 k0, i64 k, i64 K) const {
     a.template pack<kRows>(p, i0, m, k0, k);
+    clear_rest<kRows>(p, m, k);
     const i64 panels = (m + kRows - 1) / kRows;
     if (k < K)
       for (i64 panel = panels - 1; panel >= 0; --panel) {
@@ -136,11 +146,15 @@ struct SevenProducts {
 
   void pack_b(float* p, i64 j0, i64 n, i64 k0, i64 low, i64 high) const {
     const i64 size = kCols * low, left = at_most(half_of(n), n), right = n - left;
-    b.template pack<kCols>(p, j0, left, k0, low);
-    b.template pack<kCols>(p + size, j0 + left, right, k0, low);
-    b.template pack<kCols>(p + 2 * size, j0, left, k0 + low, high);
-    b.template pack<kCols>(p + 3 * size, j0 + left, right, k0 + low, high);
+    for (i64 quadrant = 0; quadrant < 4; ++quadrant) {
+      const i64 j = quadrant % 2 ? j0 + left : j0, columns = quadrant % 2 ? right : left;
+      const i64 begin = quadrant < 2 ? k0 : k0 + low, ks = quadrant < 2 ? low : high;
+      b.template pack<kCols>(p + quadrant * size, j, columns, begin, ks);
+      clear_rest<kCols>(p + quadrant * size, columns, ks);
+    }
     for (i64 i = kCols * high; i < size; ++i) p[2 * size + i] = p[3 * size + i] = 0;
+    if (right == 0)  // nothing was packed: the sums need zeros
+      for (i64 i = 0; i < size; ++i) p[size + i] = p[3 * size + i] = 0;
     for (i64 i = 0; i < size; i += kLanes) {
       float *p11 = p + i, *p12 = p11 + size, *p21 = p12 + size, *p22 = p21 + size;
       const vf b11 = load(p11), b12 = load(p12), b21 = load(p21), b22 = load(p22);

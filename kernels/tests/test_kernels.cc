@@ -21,6 +21,13 @@ double gelu_derivative(double x, Gelu f) {
   return (gelu(x + 1e-5, f) - gelu(x - 1e-5, f)) / 2e-5;  // good to 1e-10
 }
 
+// NaN in all memory where panels will be packed: what a kernel reads it must have written.
+void poison(Pool& pool) {
+  constexpr size_t kFloats = 1 << 19;
+  for (int thread = 0; thread < pool.threads(); ++thread)
+    std::fill_n(static_cast<float*>(pool.scratch(thread, kFloats * 4)), kFloats, NAN);
+}
+
 void test_linear(const Kernels& k, Pool& pool, int64_t M, int64_t I, int64_t O, Gelu f,
                  Products products = Products::plain) {
   Array x(M * I), w(O * I), b(O), residual(M * O), dy(M * O);
@@ -59,11 +66,13 @@ void test_linear(const Kernels& k, Pool& pool, int64_t M, int64_t I, int64_t O, 
                   static_cast<int>(f), static_cast<int>(products), pool.threads());
     return what;
   };
+  poison(pool);
   k.linear_forward(pool, alone.data(), x.data(), w.data(), nullptr, nullptr, M, I, O, f, products);
   expect_near(k.isa, name("y"), alone, want_alone, tolerance);
   std::memcpy(y.data(), residual.data(), static_cast<size_t>(M * O) * 4);
   k.linear_forward(pool, y.data(), x.data(), w.data(), b.data(), y.data(), M, I, O, f, products);
   expect_near(k.isa, name("y + b + itself"), y, want_y, tolerance);
+  poison(pool);
   k.linear_backward(pool, dx.data(), dw.data(), db.data(), dy.data(), x.data(), w.data(), M, I, O,
                     f, true, products);
   expect_near(k.isa, name("dx"), dx, want_dx, tolerance);
@@ -138,6 +147,9 @@ void test_strassen(const Kernels& k, Pool& pool) {
   test_linear(k, pool, 125, 190, 187, Gelu::tanh, Products::strassen);
   test_linear(k, pool, 248, 222, 254, Gelu::none, Products::strassen);
   test_linear(k, pool, 250, 96, 450, Gelu::erf, Products::strassen);
+  // A thread whose only strip has no right half.
+  Pool twelve(12);
+  test_linear(k, twelve, 64, 97, 484, Gelu::none, Products::strassen);
 }
 
 // So too, with several blocks of k and blocks that are not whole.

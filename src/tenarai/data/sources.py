@@ -199,6 +199,11 @@ def download(package: Package, folder: Path) -> None:
         source = _BACKEND.format(name=package.name, version=package.version)
         (backend / "build_meta.py").write_text(source)
         paths = [str(backend.parent), os.environ.get("PYTHONPATH", "")]
+        # pip before 23.1 would run the package's own setup.py where it has no pyproject.toml.
+        environment = {
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "PIP_USE_PEP517": "1",
+        }
         archive = Path(work, package.archive)
         try:
             package_index.download(
@@ -207,7 +212,7 @@ def download(package: Package, folder: Path) -> None:
                 package.sha256,
                 Path(work),
                 ["--no-binary", ":all:", "--no-build-isolation"],
-                {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+                environment,
             )
             if not archive.is_file():
                 raise package_index.PipError(package_index.last_words(""))
