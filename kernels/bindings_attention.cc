@@ -14,6 +14,7 @@ struct Options {
   MaybeIds documents, lengths, prefix;
   float soft_cap;
   MaybeIn alibi;
+  const std::string& products;
 };
 
 void within(const MaybeIds& a, int64_t n, const char* name, int64_t most) {
@@ -39,7 +40,8 @@ AttentionShape attention_shape(const InView& q, const InView& key, const Options
                    pointer(o.prefix),
                    o.soft_cap,
                    pointer(o.alibi),
-                   pointer(o.sinks)};
+                   pointer(o.sinks),
+                   products_of(o.products)};
   if (o.window && *o.window < 1)
     fail("attention: window is " + std::to_string(*o.window) + ", expected 1 or more");
   if (o.window && *o.window < kNoWindow) s.window = *o.window;
@@ -65,9 +67,10 @@ AttentionShape attention_shape(const InView& q, const InView& key, const Options
 void attention_forward(Machine& self, OutView y, Out lse, InView q, InView key, InView v,
                        MaybeIn sinks, float scale, bool causal, std::optional<int64_t> window,
                        MaybeIds documents, MaybeIds lengths, MaybeIds prefix, float soft_cap,
-                       MaybeIn alibi) {
+                       MaybeIn alibi, std::string products) {
   const AttentionShape s = attention_shape(
-      q, key, {sinks, scale, causal, window, documents, lengths, prefix, soft_cap, alibi});
+      q, key,
+      {sinks, scale, causal, window, documents, lengths, prefix, soft_cap, alibi, products});
   expect(size(lse), s.B * s.H * s.T, "size of lse (B, H, T)");
   const AttentionForward a{y.data(),
                            lse.data(),
@@ -84,9 +87,11 @@ void attention_forward(Machine& self, OutView y, Out lse, InView q, InView key, 
 void attention_backward(Machine& self, OutView dq, OutView dk, OutView dv, MaybeOut dsinks,
                         InView dy, InView q, InView key, InView v, InView y, In lse, MaybeIn sinks,
                         float scale, bool causal, std::optional<int64_t> window, MaybeIds documents,
-                        MaybeIds lengths, MaybeIds prefix, float soft_cap, MaybeIn alibi) {
+                        MaybeIds lengths, MaybeIds prefix, float soft_cap, MaybeIn alibi,
+                        std::string products) {
   const AttentionShape s = attention_shape(
-      q, key, {sinks, scale, causal, window, documents, lengths, prefix, soft_cap, alibi});
+      q, key,
+      {sinks, scale, causal, window, documents, lengths, prefix, soft_cap, alibi, products});
   expect(size(lse), s.B * s.H * s.T, "size of lse (B, H, T)");
   vector(dsinks, s.H, "dsinks (H)");
   const AttentionBackward a{dq.data(),
@@ -117,11 +122,11 @@ void bind_attention(MachineClass& machine) {
   machine
       .def("attention_forward", &attention_forward, a("y"), a("lse"), a("q"), a("k"), a("v"),
            maybe("sinks"), "scale"_a, "causal"_a, "window"_a.none(), maybe("documents"),
-           maybe("lengths"), maybe("prefix"), "soft_cap"_a, maybe("alibi"), Release())
+           maybe("lengths"), maybe("prefix"), "soft_cap"_a, maybe("alibi"), "products"_a, Release())
       .def("attention_backward", &attention_backward, a("dq"), a("dk"), a("dv"), maybe("dsinks"),
            a("dy"), a("q"), a("k"), a("v"), a("y"), a("lse"), maybe("sinks"), "scale"_a, "causal"_a,
            "window"_a.none(), maybe("documents"), maybe("lengths"), maybe("prefix"), "soft_cap"_a,
-           maybe("alibi"), Release());
+           maybe("alibi"), "products"_a, Release());
 }
 
 }  // namespace tenarai

@@ -20,6 +20,10 @@ struct Strides {
 // What activations become in products with quantised weights.
 enum class Activations { float32, words, bytes };
 
+// How large products of float32 matrices are made: as ever; with seven multiplications for eight
+// (strassen.h); in words on CPUs with AVX-512 VNNI (word_gemm.h), by Strassen's scheme elsewhere.
+enum class Products { plain, strassen, words };
+
 constexpr int64_t kNoWindow = int64_t{1} << 40;  // wider than any sequence is long
 
 // The options are those of src/tenarai/ops/attention_options.py, which says what each means.
@@ -32,6 +36,7 @@ struct AttentionShape {
   const int32_t *lengths = nullptr, *prefix = nullptr;  // (B)
   float soft_cap = 0;                                   // 0: none
   const float *alibi = nullptr, *sinks = nullptr;       // (H)
+  Products products = Products::plain;                  // words: of heads of up to 128 channels
 };
 
 // q, y, dq, dy (B, T, H, D); k, v, dk, dv (B, S, K, D); lse (B, H, T).
@@ -96,10 +101,6 @@ struct LinearAttentionStep {
   const int32_t* slots;
   const float *q, *k, *v, *beta, *g;
 };
-
-// How large products of float32 matrices are made: as ever; with seven multiplications for eight
-// (strassen.h); in words on CPUs with AVX-512 VNNI (word_gemm.h), by Strassen's scheme elsewhere.
-enum class Products { plain, strassen, words };
 
 enum class Gelu : int { none = 0, tanh = 1, erf = 2 };
 

@@ -22,17 +22,15 @@
 #include <type_traits>
 
 #include "gemm.h"
+#include "words.h"
 
 #if defined(__AVX512VNNI__)
 
 namespace tenarai {
 namespace TENARAI_ISA {
 
-constexpr i64 kWordBlock = 128;  // ks that share a scale
 constexpr i64 kWordDepth = 512;  // ks of a block of the product
 constexpr i64 kWordSteps = kWordBlock / 2;
-constexpr float kMostWord = 4095.0f;
-static_assert(INT64_C(4095) * 4095 * kWordBlock <= 0x7fffffff, "sums of a block fit");
 
 // Panels of `width` lines: pairs [K / 2][width] and scales [blocks][width].
 struct WordPanels {
@@ -53,17 +51,16 @@ struct WordPanels {
   TENARAI_ALWAYS void round(i64 line, i64 at, const float* from, i64 stride, i64 k) const {
     vi low = {}, high = {};
     for (i64 i = 0; i + 1 < k; i += 2) {
-      low = larger(low, size(load(from + i * stride)));
-      high = larger(high, size(load(from + (i + 1) * stride)));
+      low = larger(low, magnitude(load(from + i * stride)));
+      high = larger(high, magnitude(load(from + (i + 1) * stride)));
     }
-    if (k % 2) low = larger(low, size(load(from + (k - 1) * stride)));
+    if (k % 2) low = larger(low, magnitude(load(from + (k - 1) * stride)));
     const vf inverse = scale<kWidth>(line, at, larger(low, high));
     const auto word = [&](i64 i) __attribute__((always_inline)) {
-      return _mm512_cvtps_epi32((__m512)(load(from + i * stride) * inverse));
+      return to_words(load(from + i * stride) * inverse);
     };
     const auto put = [&](i64 step, __m512i even, __m512i odd) __attribute__((always_inline)) {
-      const __m512i pair = _mm512_mask_mov_epi16(_mm512_slli_epi32(odd, 16), 0x55555555u, even);
-      store_lines<kWidth>(pairs, line, at * kWordSteps + step, steps, (vf)pair);
+      store_lines<kWidth>(pairs, line, at * kWordSteps + step, steps, pair_words(even, odd));
     };
     i64 step = 0;
     for (; 2 * step + 1 < k; ++step) put(step, word(2 * step), word(2 * step + 1));
@@ -79,8 +76,8 @@ struct WordPanels {
     for (int r = 0; r < kLanes; ++r) {
       vi low = {}, high = {};
       for (i64 i = 0; i < k; i += 2 * kLanes) {
-        low = larger(low, size(load(from + r * stride + i)));
-        high = larger(high, size(load(from + r * stride + i + kLanes)));
+        low = larger(low, magnitude(load(from + r * stride + i)));
+        high = larger(high, magnitude(load(from + r * stride + i + kLanes)));
       }
       most[r] = (vf)larger(low, high);
     }
@@ -94,7 +91,7 @@ struct WordPanels {
 #pragma GCC unroll 16
       for (int r = 0; r < kLanes; ++r) {
         const auto words = [&](i64 j) __attribute__((always_inline)) {
-          return _mm512_cvtps_epi32((__m512)(load(from + r * stride + i + j) * inverse[r]));
+          return to_words(load(from + r * stride + i + j) * inverse[r]);
         };
         rows[r] = (vf)_mm512_packs_epi32(words(0), words(kLanes));
       }
@@ -109,25 +106,15 @@ struct WordPanels {
   }
 
  private:
-  // Of lines whose largest have these bits (integers: a NaN is larger than all, and makes the scale
-  // NaN): stores the scales, and returns what makes numbers words.
+  // Stores the scales of lines with these greatest magnitudes, and returns what makes numbers
+  // words.
   template <int kWidth>
   TENARAI_ALWAYS vf scale(i64 line, i64 at, vi largest) const {
-    const vf max = (vf)largest;
-    store_lines<kWidth>(scales, line, at, blocks, max * (1.0f / kMostWord));
-    return max > 1e-30f ? kMostWord / max : vf{};
-  }
-  static TENARAI_ALWAYS vi size(vf v) { return bits(v) & 0x7fffffff; }
-  static TENARAI_ALWAYS vi larger(vi a, vi b) {
-    return (vi)_mm512_max_epi32((__m512i)a, (__m512i)b);
+    const Rounding rounding(largest);
+    store_lines<kWidth>(scales, line, at, blocks, rounding.scale);
+    return rounding.inverse;
   }
 };
-
-// c += two products of words a lane. Of the intrinsic GCC 12 copies sums to other registers and to
-// memory.
-TENARAI_ALWAYS void multiply_pairs(__m512i& c, __m512i a, __m512i b) {
-  asm("vpdpwssd %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
-}
 
 // tile (kRows, kCols) = or += one block of a panel of A times one of B, of which the first V
 // vectors of a row are written. The sums are in registers, 24 of 32; the tile is in L1. Not
@@ -143,14 +130,12 @@ static __attribute__((noinline)) void word_sums(float* tile, const float* a, con
     const __m512i b0 = _mm512_load_si512(bk);
     const __m512i b1 = V > 1 ? _mm512_load_si512(bk + kLanes) : b0;
     const __m512i b2 = V > 2 ? _mm512_load_si512(bk + 2 * kLanes) : b0;
-#define ACCUMULATE(i)                                    \
-  {                                                      \
-    int32_t two;                                         \
-    std::memcpy(&two, ak + i, 4);                        \
-    const __m512i s = _mm512_set1_epi32(two);            \
-    multiply_pairs(c##i##0, s, b0);                      \
-    if constexpr (V > 1) multiply_pairs(c##i##1, s, b1); \
-    if constexpr (V > 2) multiply_pairs(c##i##2, s, b2); \
+#define ACCUMULATE(i)                                         \
+  {                                                           \
+    const __m512i s = two_words(ak + i);                      \
+    c##i##0 = add_pairs(c##i##0, s, b0);                      \
+    if constexpr (V > 1) c##i##1 = add_pairs(c##i##1, s, b1); \
+    if constexpr (V > 2) c##i##2 = add_pairs(c##i##2, s, b2); \
   }
     TENARAI_ROWS(ACCUMULATE)
 #undef ACCUMULATE

@@ -109,13 +109,14 @@ def test_dsinks_may_be_left_out(ops: fast.Fast) -> None:
         {"sinks": np.ones(3, np.float32)},
         {"sinks": np.ones(2, np.float64)},
         {"window": 0},
+        {"products": "int8"},
     ],
 )
 def test_the_kernel_itself_refuses(bad: dict[str, Any]) -> None:
     """Bounds that the kernel relies on are checked beside it, whoever calls."""
     q = np.zeros((1, 4, 2, 8), np.float32)
     options = dict(sinks=None, scale=1.0, causal=True, window=None, documents=None, lengths=None,
-                   prefix=None, soft_cap=0.0, alibi=None)  # fmt: skip
+                   prefix=None, soft_cap=0.0, alibi=None, products="plain")  # fmt: skip
     machine = fast.Fast(threads=1).machine
     machine.attention_forward(q, np.zeros((1, 2, 4), np.float32), q, q, q, *options.values())
     with pytest.raises((ValueError, TypeError)):

@@ -87,6 +87,13 @@ def test_pytorch_does_the_same_work(recompute):
 
 @kernels
 @torch
+def test_pytorch_in_bfloat16_rounds_and_does_the_same_work():
+    peer = train.run(tiny(steps=3, peers=("eager-bfloat16",)))["peers"]["eager-bfloat16"]
+    assert 1e-6 < peer["loss_difference"] < 1e-3
+
+
+@kernels
+@torch
 def test_pytorchs_gpt2_of_the_character_recipe_does_the_same_work():
     config = replace(TINY, bias=False, gelu="none")
     result = train.run(replace(tiny(steps=3, peers=("eager",)), config=config))
@@ -179,6 +186,15 @@ def test_linear_attention_beside_pytorch(monkeypatch):
     for kind in ("forward", "backward"):
         assert row[kind]["rate"] > 0 and row[kind]["limit"] is None
         assert row[kind]["speedup"] == row[kind]["torch_seconds"] / row[kind]["seconds"]
+
+
+@kernels
+@pytest.mark.parametrize("products", ["plain", "words"])
+def test_ops_make_their_products_as_asked(products, monkeypatch):
+    monkeypatch.setattr(ops, "SECONDS", 0.0)
+    monkeypatch.setattr(ops, "ROUNDS", 1)
+    result = ops.run(1, "attention B=4 T=64", products=products)
+    assert result["products"] == products and f"products: {products}" in ops.table(result)
 
 
 def test_work_of_a_step_is_counted_once_per_product():

@@ -102,6 +102,7 @@ def run(
     only: str = "",
     *,
     torch: bool = False,
+    products: str = "plain",
     isa: str | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
@@ -112,7 +113,8 @@ def run(
         raise TenaraiError(f"--only {only}: no op's name contains it: there are {names}")
     try:
         with ExitStack() as stack:
-            sides = {"ours": ("ours", {"threads": threads, "isa": isa})}
+            ours = {"threads": threads, "products": products, "isa": isa}
+            sides: dict[str, tuple[str, dict[str, Any]]] = {"ours": ("ours", ours)}
             if torch:
                 sides["torch"] = ("torch", {"threads": threads})
             peers = {
@@ -133,6 +135,7 @@ def run(
         "benchmark": "ops",
         "machine": machine(),
         "threads": threads,
+        "products": products,
         "read_gb_per_s": bandwidth,
         "ops": rows,
     }
@@ -189,7 +192,8 @@ def _direction(
 def table(result: dict[str, Any]) -> str:
     """The result for people."""
     lines = [
-        f"{result['threads']} threads; memory read at {result['read_gb_per_s']:.1f} GB/s",
+        f"{result['threads']} threads; our products: {result['products']}; memory read at "
+        f"{result['read_gb_per_s']:.1f} GB/s",
         "",
         f"{'op':46}{'':9}{'ms':>9}{'rate':>8} {'':8}{'of limit':>9}{'PyTorch':>9}{'ours is':>9}",
     ]

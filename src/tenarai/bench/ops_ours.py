@@ -108,8 +108,8 @@ OPS: dict[str, Callable[..., tuple[Call, Call | None]]] = {
 
 
 def configure(request: dict[str, Any]) -> Answer:
-    """{"threads", "isa"}; then {"op", "shape", "seconds"} each."""
-    ops = Fast(request["threads"], isa=request["isa"])
+    """{"threads", "products", "isa"}; then {"op", "shape", "seconds"} each."""
+    ops = Fast(request["threads"], isa=request["isa"], products=request["products"])
 
     def answer(ask: dict[str, Any]) -> dict[str, Any]:
         forward, backward = OPS[ask["op"]](ops, **ask["shape"])

@@ -1,8 +1,9 @@
 """GPT-2 in plain PyTorch, and `torch_llama.py`'s Llama: the opponent, given its best.
 
-Fused AdamW, `scaled_dot_product_attention`, tied weights, no dropout, optionally
-`torch.compile`; `peer.py` adds the malloc settings that it gains from. Run as a program it serves
-training steps (see `peer.py`). Not a part of the product: nothing but benchmarks imports it.
+Fused AdamW, `scaled_dot_product_attention`, tied weights, no dropout, optionally `torch.compile`
+and bfloat16 where autocast takes it; `peer.py` adds the malloc settings that it gains from. Run as
+a program it serves training steps (see `peer.py`). Not a part of the product: nothing but
+benchmarks imports it.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def optimiser_of(model: nn.Module, settings: dict[str, Any]) -> torch.optim.Adam
 
 def configure(request: dict[str, Any]) -> Answer:
     """Builds model, optimiser and batches: {"threads", "config", "weights" (an .npz file or None),
-    "tokens" (an .npy file (steps, B, T + 1)), "optimiser", "compile"}."""
+    "tokens" (an .npy file (steps, B, T + 1)), "optimiser", "compile", "bfloat16"}."""
     torch.set_num_threads(request["threads"])
     torch.manual_seed(0)
     llama = "rope" in request["config"]
@@ -134,7 +135,8 @@ def configure(request: dict[str, Any]) -> Answer:
         batch = batches[ask["step"] % len(batches)]
         tokens, targets = batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
         start = time.perf_counter()
-        loss = loss_of(tokens, targets)
+        with torch.autocast("cpu", torch.bfloat16, enabled=request.get("bfloat16", False)):
+            loss = loss_of(tokens, targets)
         loss.backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)

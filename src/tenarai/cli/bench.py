@@ -22,6 +22,8 @@ Examples:
       nanoGPT's recipe for a CPU
   tenarai bench train --preset llama-15m -b 8 -T 256 --products words --vs torch
       a step of llama2.c's 15 million weights, ours with products in words
+  tenarai bench train --preset gpt2 --products words --vs torch-bfloat16
+      both sides rounded: PyTorch's products and attention by autocast
 """
 
 OPS_EXAMPLES = """
@@ -29,8 +31,8 @@ OPS_EXAMPLES = """
 Examples:
   tenarai bench ops
       every op at GPT-2's shapes, beside PyTorch where it is installed
-  tenarai bench ops --only attention --threads 2
-      one kind of op
+  tenarai bench ops --only attention --threads 2 --products words
+      one kind of op, its products in words
   tenarai bench ops --vs none --json
       one line of JSON, no peer
 """
@@ -46,10 +48,19 @@ Examples:
       four texts at once; one line of JSON
 """
 
-PEERS = {"none": (), "torch": ("eager", "compile"), "eager": ("eager",), "compile": ("compile",)}
+PEERS = {
+    "none": (),
+    "torch": ("eager", "compile"),
+    "eager": ("eager",),
+    "compile": ("compile",),
+    "torch-bfloat16": ("eager-bfloat16", "compile-bfloat16"),
+}
 
 threads_option = click.option("--threads", "-t", type=click.IntRange(1), default=None,
                               help="All of this process's cores by default.")  # fmt: skip
+products_option = click.option("--products", type=click.Choice(["plain", "strassen", "words"]),
+                               default="strassen", show_default=True,
+                               help="How ours makes large products.")  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one line of JSON only.")
 
 
@@ -69,18 +80,13 @@ def bench() -> None:
 @threads_option
 @click.option("--steps", type=click.IntRange(1), default=5, show_default=True,
               help="Steps measured a side, after one that is not.")  # fmt: skip
-@click.option("--vs", type=click.Choice(list(PEERS)), default="none", show_default=True)
+@click.option("--vs", type=click.Choice(list(PEERS)), default="none", show_default=True,
+              help="PyTorch: eager, compiled, or both.")  # fmt: skip
 @click.option("--recompute", is_flag=True, help="Keep only the blocks' inputs (less memory).")
 @click.option("--saved-activations", type=click.Choice(["float32", "bfloat16"]),
               default="float32", show_default=True,
               help="What blocks keep for the backward.")  # fmt: skip
-@click.option(
-    "--products",
-    type=click.Choice(["plain", "strassen", "words"]),
-    default="strassen",
-    show_default=True,
-    help="How ours makes large products.",
-)
+@products_option
 @click.option("--isa", default=None, help="Instruction set of our kernels; the best by default.")
 @click.option("--plain-malloc", is_flag=True, help="PyTorch without the malloc settings it likes.")
 @json_option
@@ -124,9 +130,12 @@ def train(
 @click.option("--only", default="", help="Only ops whose names contain this.")
 @click.option("--vs", type=click.Choice(["none", "torch"]), default=None,
               help="PyTorch where it is installed, by default.")  # fmt: skip
+@products_option
 @click.option("--isa", default=None, help="Instruction set of our kernels; the best by default.")
 @json_option
-def ops(threads: int | None, only: str, vs: str | None, isa: str | None, as_json: bool) -> None:
+def ops(
+    threads: int | None, only: str, vs: str | None, products: str, isa: str | None, as_json: bool
+) -> None:
     """Time each op, forward and backward, at GPT-2's shapes."""
     from tenarai.bench.ops import run, table
     from tenarai.bench.train import torch_is_installed
@@ -135,7 +144,8 @@ def ops(threads: int | None, only: str, vs: str | None, isa: str | None, as_json
     if vs == "torch":
         _peers(vs)
     torch = vs == "torch" or (vs is None and torch_is_installed())
-    result = run(threads or default_threads(), only, torch=torch, isa=isa, say=_say)
+    threads = threads or default_threads()
+    result = run(threads, only, torch=torch, products=products, isa=isa, say=_say)
     _show(result, table, as_json)
 
 

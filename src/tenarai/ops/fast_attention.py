@@ -19,6 +19,7 @@ class Attention:
     _run: Any
     _new: Any
     empty_like: Any
+    products: str
 
     def rope_forward(self, x, cos, sin, *, pairing="half", positions=None, out=None):
         y = self._new(*x.shape) if out is None else out
@@ -42,7 +43,7 @@ class Attention:
         y = self._new(B, T, H, D) if out is None else out
         lse = self._new(B, H, T)
         saved = Saved.of((q, k, v, y), (lse, sinks, o))
-        self._run("attention_forward", y, lse, q, k, v, *_attention(saved))
+        self._run("attention_forward", y, lse, q, k, v, *_attention(saved), self.products)
         return y, saved
 
     def cache_attention(
@@ -64,7 +65,7 @@ class Attention:
             out = (self.empty_like(q), self.empty_like(k), self.empty_like(k))
         dsinks = None if sinks is None else dsinks
         arrays = (*out, dsinks, dy, q, k, v, y, lse)
-        self._run("attention_backward", *arrays, *_attention(saved))
+        self._run("attention_backward", *arrays, *_attention(saved), self.products)
         return out
 
 

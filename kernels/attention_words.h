@@ -1,0 +1,334 @@
+// Attention's products in words (words.h): the same tiles, of whole numbers.
+//
+//                      left, broadcast            right, in lanes          summed over
+//   a = k qᵀ           k along d, a scale a key   qᵀ, a scale a query      d
+//   yᵀ = (r v)ᵀ p/r    r v down s, a scale a d    p, a scale r a key       64 keys
+//
+//   dp = v dyᵀ         v along d                  dyᵀ                      d
+//   dv = p dy          p along t, a scale a key   dy, a scale a d          64 queries
+//   dk = da q          da along t                 q                        64 queries
+//   dqᵀ = (r k)ᵀ da/r  r k down s, a scale a d    da, a scale r a key      64 keys
+//
+// p and da have a scale for each key of a tile: a key that takes most of the weight, as the first
+// one often does, must not make the steps of the others coarse. Where keys are summed over, the
+// scales go to the other factor, which is rounded for each tile as it then counts. The sum of p is
+// that of the floats, and so is what the backward gets of ℓ; forward and backward round q and k
+// alike, so a is the same to the bit. Heads of up to 128 channels.
+#pragma once
+
+#include "attention_softmax.h"
+#include "words.h"
+
+#if defined(__AVX512VNNI__)
+
+namespace tenarai {
+namespace TENARAI_ISA {
+
+constexpr i64 kTilePairs = kKeyTile / 2;
+
+static inline bool in_words(const AttentionShape& s) {
+  return s.products == Products::words && s.D <= kWordBlock && s.T >= kStrip;
+}
+
+// Lines rounded, each with its scale: pairs of words, `stride` from row to row. Along: a line is a
+// row. Down: a row holds a pair of each line.
+struct Words {
+  float *pairs, *scales;
+  i64 stride;
+
+  // Columns of `height` floats become lines, whole vectors of them; row i is multiplied by
+  // factor[i] first, where there are factors. Pairs with nothing below are zero.
+  void down(const float* from, i64 from_stride, i64 height, i64 lines,
+            const float* factor = nullptr) const {
+    for (i64 j = 0; j < lines; j += kLanes) {
+      const auto value = [&](i64 row) __attribute__((always_inline)) {
+        const vf x = load(from + row * from_stride + j);
+        return factor ? x * factor[row] : x;
+      };
+      vi low = {}, high = {};
+      i64 i = 0;
+      for (; i + 2 <= height; i += 2) {
+        low = larger(low, magnitude(value(i)));
+        high = larger(high, magnitude(value(i + 1)));
+      }
+      if (i < height) low = larger(low, magnitude(value(i)));
+      const Rounding rounding(larger(low, high));
+      store(scales + j, rounding.scale);
+      const auto word = [&](i64 row) __attribute__((always_inline)) {
+        return to_words(value(row) * rounding.inverse);
+      };
+      float* to = pairs + j;
+      for (i = 0; i + 2 <= height; i += 2, to += stride)
+        store(to, pair_words(word(i), word(i + 1)));
+      if (i < height) store(to, pair_words(word(i), __m512i{}));
+    }
+  }
+};
+static inline Words words_of(Cut& cut, i64 rows, i64 stride, i64 scales) {
+  Words words;
+  words.pairs = cut(rows * stride), words.scales = cut(scales), words.stride = stride;
+  return words;
+}
+
+// Rows of `width` floats, whole vectors, each with a scale of its own: pairs of neighbours along
+// them, pairs of two rows down them, or both.
+static inline void round_rows(const float* from, i64 from_stride, i64 rows, i64 width,
+                              float* scales, const Words* along, const Words* down) {
+  for (i64 r = 0; r < rows; r += kLanes) {
+    const i64 n = at_most(kLanes, rows - r);
+    const float* x = from + r * from_stride;
+    vf most[kLanes] = {};
+    for (i64 i = 0; i < n; ++i) {
+      vi largest = {};
+      for (i64 j = 0; j < width; j += kLanes)
+        largest = larger(largest, magnitude(load(x + i * from_stride + j)));
+      most[i] = (vf)largest;
+    }
+    transpose_steps<1>(most);
+    for (int half = kLanes / 2; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) most[i] = (vf)larger((vi)most[i], (vi)most[i + half]);
+    const Rounding rounding((vi)most[0]);
+    store_n(scales + r, rounding.scale, n);
+    float inverse[kLanes];
+    store(inverse, rounding.inverse);
+    const auto words = [&](i64 i, i64 j) __attribute__((always_inline)) {
+      const __m512i w = to_words(load(x + i * from_stride + j) * inverse[i]);
+      if (along)
+        _mm256_storeu_si256((__m256i*)(along->pairs + (r + i) * along->stride + j / 2),
+                            _mm512_cvtepi32_epi16(w));
+      return w;
+    };
+    for (i64 i = 0; i < n; i += 2)
+      for (i64 j = 0; j < width; j += kLanes) {
+        const __m512i even = words(i, j), odd = i + 1 < n ? words(i + 1, j) : __m512i{};
+        if (down) store(down->pairs + (r + i) / 2 * down->stride + j, pair_words(even, odd));
+      }
+  }
+}
+
+// Without the first `lines`, which stand `step` apart.
+static inline Words after(const Words& words, i64 lines, i64 step) {
+  return {words.pairs + lines * step, words.scales + lines, words.stride};
+}
+
+// c = or += left · right, a block of kRows rows of kVectors vectors, `steps` pairs deep. Not
+// inlined, as tile_block.
+template <Left kLeft, int kVectors, int kRows>
+static __attribute__((noinline)) void word_block(float* c, i64 c_stride, Words left, Words right,
+                                                 i64 steps, bool add) {
+  const i64 row = kLeft == Left::rows ? left.stride : 1;
+  const i64 step = kLeft == Left::rows ? 1 : left.stride;
+  __m512i sum[kRows][kVectors];
+  for (int i = 0; i < kRows; ++i)
+    for (int j = 0; j < kVectors; ++j) sum[i][j] = __m512i{};
+  for (i64 r = 0; r < steps; ++r) {
+    __m512i pairs[kVectors];
+    for (int j = 0; j < kVectors; ++j)
+      pairs[j] = _mm512_loadu_si512(right.pairs + r * right.stride + j * kLanes);
+    for (int i = 0; i < kRows; ++i) {
+      const __m512i pair = two_words(left.pairs + i * row + r * step);
+      for (int j = 0; j < kVectors; ++j) sum[i][j] = add_pairs(sum[i][j], pair, pairs[j]);
+    }
+  }
+  // Unrolled: in loops GCC 12 would keep the sums in memory.
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) {
+      float* to = c + i * c_stride + j * kLanes;
+      const vf scale = load(right.scales + j * kLanes) * left.scales[i];
+      vf product = (vf)_mm512_cvtepi32_ps(sum[i][j]) * scale;
+      if (add) product += load(to);
+      store(to, product);
+    }
+}
+
+template <Left kLeft, int kVectors, int kRows>
+static inline void word_column(float* c, i64 c_stride, const Words& left, const Words& right, i64 M,
+                               i64 steps, bool add) {
+  const i64 row = kLeft == Left::rows ? left.stride : 1;
+  i64 i = 0;
+  for (; i + kRows <= M; i += kRows)
+    word_block<kLeft, kVectors, kRows>(c + i * c_stride, c_stride, after(left, i, row), right,
+                                       steps, add);
+  if constexpr (kRows > 1)
+    if (i < M)
+      word_column<kLeft, kVectors, kRows - 1>(c + i * c_stride, c_stride, after(left, i, row),
+                                              right, M - i, steps, add);
+}
+
+// C (M, N) = or += left (M lines) · right (N lines, down), N a multiple of kLanes.
+template <Left kLeft, int kVectors = kWideVectors>
+static inline void word_product(float* c, i64 c_stride, const Words& left, const Words& right,
+                                i64 M, i64 N, i64 steps, bool add) {
+  constexpr int kHeight = kVectors == kWideVectors ? kWideRows : kTileRows;
+  i64 n = 0;
+  for (; n + kVectors * kLanes <= N; n += kVectors * kLanes)
+    word_column<kLeft, kVectors, kHeight>(c + n, c_stride, left, after(right, n, 1), M, steps, add);
+  if constexpr (kVectors > 1)
+    if (n < N)
+      word_product<kLeft, kVectors / 2>(c + n, c_stride, left, after(right, n, 1), M, N - n, steps,
+                                        add);
+}
+
+// The keys or values of a head: floats (S, W), and words along d or, of one tile, down the keys.
+struct WordKeys {
+  float* floats;
+  Words along, down;
+  i64 W;
+  bool has_along, has_down;
+
+  void lay(Cut& cut, const AttentionShape& s, bool wants_along, bool wants_down) {
+    W = round_up(s.D, kLanes), has_along = wants_along, has_down = wants_down;
+    floats = cut((has_down ? s.S : kKeyTile) * W);
+    along = words_of(cut, has_along ? s.S : 0, W / 2, has_along ? s.S : 0);
+    down = words_of(cut, has_down ? kTilePairs : 0, W, has_down ? W : 0);
+  }
+  // Of rows `stride` apart, what was laid out.
+  void take(const float* x, i64 stride, const AttentionShape& s) const {
+    for (i64 key = 0; key < s.S; key += kKeyTile) {
+      const i64 n = at_most(s.S - key, kKeyTile);
+      float* tile = floats + (has_down ? key * W : 0);
+      copy_rows(tile, W, x + key * stride, stride, n, s.D);
+      const Words at = from_key(key);
+      if (has_along) round_rows(tile, W, n, W, at.scales, &at, nullptr);
+    }
+  }
+  Words from_key(i64 key) const { return after(along, key, along.stride); }
+  // The keys from `key` on, each times its factor.
+  const Words& times(const float* factor, i64 key, i64 height) const {
+    down.down(floats + key * W, W, height, W, factor);
+    return down;
+  }
+};
+
+// Of lines whose scales are elsewhere.
+static inline void fill_ones(const Words& words) {
+  for (i64 i = 0; i < kPanel; i += kLanes) store(words.scales + i, vf{} + 1.0f);
+}
+
+// The rows of a tile of keys that some query of a panel sees.
+static inline Range rows_seen(const Seen& seen, i64 width, i64 key, i64 count) {
+  Range rows = {0, 0};
+  for (i64 strip = 0; strip < width; strip += kStrip)
+    rows = hull(rows, seen.rows(strip / kStrip, key, count));
+  return rows;
+}
+
+struct WordForward : ForwardTiles {
+  WordKeys k, v;
+  Words q_words, p_words;  // qᵀ (D, 64), p (64 keys, 64)
+  float* key_scales;       // (64)
+
+  void lay(Cut& cut, const AttentionShape& s) {
+    ForwardTiles::lay(cut, s);
+    k.lay(cut, s, true, false), v.lay(cut, s, false, true);
+    q_words = words_of(cut, k.W / 2, kPanel, kPanel);
+    p_words = words_of(cut, kTilePairs, kPanel, kPanel);
+    key_scales = cut(kKeyTile);
+  }
+  void take_keys(const AttentionForward& f, const AttentionShape& s, const Panel& any, bool) {
+    k.take(f.k + any.key(f.ks, 0), f.ks.t, s);
+    v.take(f.v + any.key(f.vs, 0), f.vs.t, s);
+    fill_ones(p_words);
+  }
+  void panel(const AttentionForward& f, const AttentionShape& shape, const Panel& panel) const;
+};
+
+inline void WordForward::panel(const AttentionForward& f, const AttentionShape& shape,
+                               const Panel& panel) const {
+  const i64 D = shape.D, width = round_up(panel.count, kLanes);
+  const Seen seen(shape, panel.b, panel.t, panel.count);
+  const Scores scores(shape, panel.h);
+  const float place = static_cast<float>(panel.t + shape.S - shape.T);
+  transpose(q, kPanel, f.q + panel.query(f.qs), f.qs.t, panel.count, D, scores.factor, true);
+  q_words.down(q, kPanel, D, width);
+  bool first = true;
+  for (i64 s = seen.whole.begin / kKeyTile * kKeyTile; s < seen.whole.end; s += kKeyTile) {
+    const Range rows = rows_seen(seen, width, s, at_most(shape.S - s, kKeyTile));
+    if (empty(rows)) continue;
+    const i64 height = rows.end - rows.begin;
+    float* a = p + rows.begin * kPanel;
+    word_product<Left::rows>(a, kPanel, k.from_key(s + rows.begin), q_words, height, width,
+                             (D + 1) / 2, false);
+    for (i64 i = 0; i < width; i += kLanes) {
+      if (!scores.plain()) modify(p + i, scores, place + static_cast<float>(i), s, rows);
+      softmax_column(*this, seen, i, s, rows, D, first);
+    }
+    round_rows(a, kPanel, height, width, key_scales, nullptr, &p_words);
+    word_product<Left::columns>(y, kPanel, v.times(key_scales, s + rows.begin, height), p_words, D,
+                                width, (height + 1) / 2, !first);
+    first = false;
+  }
+  if (first)  // saw nothing
+    for (i64 i = 0; i < width; i += kLanes) {
+      store(top + i, broadcast(kLowest));
+      for (i64 d = 0; d < D; ++d) store(y + d * kPanel + i, vf{});
+    }
+  finish_panel(f, shape, *this, panel, seen);
+}
+
+struct WordBackward : BackwardTiles {
+  WordKeys k, v;
+  Words q_along, dy_along, q_down, dy_down;  // pairs along d, (D, 64); down t, (64, W)
+  Words p_words, da_words, da_down;          // (64 keys, 64)
+
+  void lay(Cut& cut, const AttentionShape& s, const i64& units) {
+    BackwardTiles::lay(cut, s, units);
+    k.lay(cut, s, true, true), v.lay(cut, s, true, false);
+    const i64 W = k.W;
+    q_along = words_of(cut, W / 2, kPanel, kPanel), dy_along = words_of(cut, W / 2, kPanel, kPanel);
+    q_down = words_of(cut, kPanel / 2, W, W), dy_down = words_of(cut, kPanel / 2, W, W);
+    p_words = words_of(cut, kKeyTile, kPanel / 2, kKeyTile);
+    da_words = words_of(cut, kKeyTile, kPanel / 2, kKeyTile);
+    da_down = words_of(cut, kTilePairs, kPanel, kPanel);
+  }
+  void take_keys(const AttentionBackward& f, const AttentionShape& s, const Panel& any, bool) {
+    k.take(f.k + any.key(f.ks, 0), f.ks.t, s);
+    v.take(f.v + any.key(f.vs, 0), f.vs.t, s);
+    fill_ones(da_down);
+  }
+  void panel(const AttentionBackward& f, const AttentionShape& shape, const Panel& panel, float* dk,
+             float* dv) const;
+};
+
+inline void WordBackward::panel(const AttentionBackward& f, const AttentionShape& shape,
+                                const Panel& panel, float* dk, float* dv) const {
+  const i64 D = shape.D, W = k.W, width = round_up(panel.count, kLanes);
+  const Seen seen(shape, panel.b, panel.t, panel.count);
+  const Scores scores(shape, panel.h);
+  const float place = static_cast<float>(panel.t + shape.S - shape.T);
+  load_panel(f, shape, *this, panel, scores.factor);
+  q_along.down(q_t, kPanel, D, width), dy_along.down(dy_t, kPanel, D, width);
+  q_down.down(q, W, panel.count, W), dy_down.down(dy, W, panel.count, W);
+  for (i64 i = 0; i < D * kPanel; i += kLanes) store(dq_t + i, vf{});
+  for (i64 s = seen.whole.begin / kKeyTile * kKeyTile; s < seen.whole.end; s += kKeyTile) {
+    const Range rows = rows_seen(seen, width, s, at_most(shape.S - s, kKeyTile));
+    if (empty(rows)) continue;
+    const i64 height = rows.end - rows.begin, key = s + rows.begin, at = rows.begin * kPanel;
+    const i64 deep = (D + 1) / 2, queries = (panel.count + 1) / 2;
+    word_product<Left::rows>(p + at, kPanel, k.from_key(key), q_along, height, width, deep, false);
+    word_product<Left::rows>(da + at, kPanel, v.from_key(key), dy_along, height, width, deep,
+                             false);
+    for (i64 i = 0; i < width; i += kLanes) {
+      vf less = load(delta + i);
+      if (!scores.plain()) {
+        modify_backward(p + i, da + i, less, scores, place + static_cast<float>(i), s, rows);
+        less = vf{};
+      }
+      scores_backward_column(*this, seen, less, i, s, rows);
+    }
+    round_rows(p + at, kPanel, height, width, p_words.scales, &p_words, nullptr);
+    round_rows(da + at, kPanel, height, width, da_words.scales, &da_words, &da_down);
+    word_product<Left::columns>(dq_t, kPanel, k.times(da_words.scales, key, height), da_down, D,
+                                width, (height + 1) / 2, true);
+    word_product<Left::rows>(dv + key * W, W, p_words, dy_down, height, W, queries, true);
+    word_product<Left::rows>(dk + key * W, W, da_words, q_down, height, W, queries, true);
+  }
+  transpose(f.dq + panel.query(f.dqs), f.dqs.t, dq_t, kPanel, D, panel.count, shape.scale, false);
+}
+
+}  // namespace TENARAI_ISA
+}  // namespace tenarai
+
+#endif

@@ -1,0 +1,138 @@
+"""Attention in words: off by what 12 bits a number lose and no more, with every option; weights far
+below the greatest count; float32 where words do not fit or the CPU has no VNNI."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tenarai._kernels", reason="the compiled core is not built")
+from tenarai.ops import fast, reference
+
+NAMES = ("y", "dq", "dk", "dv")
+# Relative to the norm, of normal numbers: measured 3e-4 to 6e-4. a is off by 3e-4 of its size, and
+# so is p; da is a difference.
+TOLERANCE = 8e-4
+
+VNNI = [isa for isa in fast.available_isas() if isa == "avx512vnni"]
+needs_vnni = pytest.mark.skipif(not VNNI, reason="the CPU has no AVX-512 VNNI")
+
+
+def norm_error(got: np.ndarray, truth: np.ndarray) -> float:
+    return float(np.linalg.norm(got - truth) / np.linalg.norm(truth))
+
+
+def normal(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def inputs(B: int, T: int, S: int, H: int, K: int, D: int) -> list[np.ndarray]:
+    """q, k, v, dy."""
+    shapes = ((B, T, H, D), (B, S, K, D), (B, S, K, D), (B, T, H, D))
+    return [normal(shape, seed) for seed, shape in enumerate(shapes)]
+
+
+def results(ops, q, k, v, dy, **options) -> dict[str, np.ndarray]:
+    y, saved = ops.attention_forward(q, k, v, **options)
+    return dict(zip(NAMES, (y, *ops.attention_backward(dy, saved)), strict=True))
+
+
+def truths(*arrays: np.ndarray, **options) -> dict[str, np.ndarray]:
+    return results(reference, *(a.astype(np.float64) for a in arrays), **options)
+
+
+def words(threads: int = 2) -> fast.Fast:
+    return fast.Fast(threads, "avx512vnni", products="words")
+
+
+@needs_vnni
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((1, 64, 64, 1, 1, 64), {}),
+        ((2, 127, 127, 4, 2, 33), {}),
+        ((1, 200, 333, 3, 1, 96), {}),
+        ((1, 300, 300, 2, 2, 17), {"window": 70}),
+        ((1, 150, 150, 2, 2, 128), {"causal": False}),
+        ((2, 100, 130, 2, 1, 64), {"soft_cap": 20.0, "lengths": np.array([130, 101])}),
+        ((1, 130, 130, 4, 2, 40), {"alibi": np.array([0.5, 0.25, 0.1, 0.05])}),
+        ((1, 130, 130, 2, 2, 40), {"off_by_one": True, "prefix": 37}),
+    ],
+)
+def test_off_by_what_the_rounding_loses(shape, options) -> None:
+    arrays = inputs(*shape)
+    want = truths(*arrays, **options)
+    for name, got in results(words(), *arrays, **options).items():
+        assert 1e-5 < norm_error(got, want[name]) < TOLERANCE, name
+
+
+@needs_vnni
+def test_small_weights_beside_a_great_one() -> None:
+    """Two thirds of each query's weight on the first key, as where a model has nothing to say, and
+    a thousandth or less of the rest on each of the others: steps of the great one would lose
+    them."""
+    T, D = 640, 64
+    q, k, v, dy = inputs(1, T, T, 1, 1, D)
+    q[:] = 1
+    k[:, 1:] *= 0.1
+    k[:, 0] = (np.log(2 * T) + 0.5) / np.sqrt(D)
+    v[:, 0] = 0  # what is left is theirs
+    dy[:] = normal((D,))
+    want = truths(q, k, v, dy)
+    for name, got in results(words(), q, k, v, dy).items():
+        assert norm_error(got[:, 64:], want[name][:, 64:]) < 3e-3, name
+
+
+@needs_vnni
+def test_sums_at_their_limit() -> None:
+    """128 products of the greatest words fit 32 bits, and wider heads stay float32."""
+    for D in (128, 129, 256):
+        q, k, v, dy = inputs(1, 64, 64, 1, 1, D)
+        q, k = np.ones_like(q), np.ones_like(k)
+        got, want = results(words(), q, k, v, dy), truths(q, k, v, dy)
+        assert norm_error(got["y"], want["y"]) < TOLERANCE, D
+        plain = results(fast.Fast(2, "avx512vnni"), q, k, v, dy)
+        assert np.array_equal(got["y"], plain["y"]) == (D > 128)
+
+
+@needs_vnni
+def test_the_same_bits_twice() -> None:
+    arrays = inputs(1, 300, 300, 3, 3, 48)
+    for threads in (1, 2, 3):
+        first = results(words(threads), *arrays)
+        for name, got in results(words(threads), *arrays).items():
+            assert np.array_equal(got, first[name]), (threads, name)
+
+
+@needs_vnni
+def test_few_queries_stay_float32() -> None:
+    arrays = inputs(1, 31, 100, 2, 1, 32)
+    plain = results(fast.Fast(2, "avx512vnni"), *arrays)
+    for name, got in results(words(), *arrays).items():
+        assert np.array_equal(got, plain[name]), name
+
+
+@needs_vnni
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_no_number_is_seen(bad: float) -> None:
+    q, k, v, dy = inputs(1, 100, 100, 1, 1, 32)
+    v[0, 70, 0, 3] = bad
+    y = results(words(), q, k, v, dy)["y"]
+    assert not np.isfinite(y[0, 70:, 0, 3]).any()
+    assert np.isfinite(y[0, :64]).all()  # of the tiles before
+    assert np.isfinite(np.delete(y, 3, axis=3)).all()
+
+
+@needs_vnni
+def test_nothing_to_see() -> None:
+    """Rows of no length: y is 0, and so is every gradient."""
+    arrays = inputs(2, 70, 70, 1, 1, 16)
+    got = results(words(), *arrays, lengths=np.array([0, 70]))
+    assert not any(array[0].any() for array in got.values())
+    assert all(array[1].any() for array in got.values())
+
+
+@pytest.mark.parametrize("isa", [i for i in fast.available_isas() if i != "avx512vnni"])
+def test_float32_where_there_are_no_words(isa: str) -> None:
+    arrays = inputs(1, 100, 100, 2, 1, 32)
+    plain = results(fast.Fast(2, isa), *arrays)
+    for name, got in results(fast.Fast(2, isa, products="words"), *arrays).items():
+        assert np.array_equal(got, plain[name]), name
