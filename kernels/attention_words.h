@@ -13,7 +13,8 @@
 // one often does, must not make the steps of the others coarse. Where keys are summed over, the
 // scales go to the other factor, which is rounded for each tile as it then counts. The sum of p is
 // that of the floats, and so is what the backward gets of ℓ; forward and backward round q and k
-// alike, so a is the same to the bit. Heads of up to 128 channels.
+// alike, so a is the same to the bit. Sums over d are of 128 channels at most, wider heads take
+// several.
 #pragma once
 
 #include "attention_softmax.h"
@@ -27,7 +28,7 @@ namespace TENARAI_ISA {
 constexpr i64 kTilePairs = kKeyTile / 2;
 
 static inline bool in_words(const AttentionShape& s) {
-  return s.products == Products::words && s.D <= kWordBlock && s.T >= kStrip;
+  return s.products == Products::words && s.T >= kStrip;
 }
 
 // Lines rounded, each with its scale: pairs of words, `stride` from row to row. Along: a line is a
@@ -171,30 +172,72 @@ static inline void word_product(float* c, i64 c_stride, const Words& left, const
                                         add);
 }
 
-// The keys or values of a head: floats (S, W), and words along d or, of one tile, down the keys.
+// Channels d to d + count, as many as a sum may have; f(block, d, count) for each.
+template <class F>
+static inline void for_blocks(i64 D, F&& f) {
+  for (i64 block = 0, d = 0; d < D; ++block, d += kWordBlock)
+    f(block, d, at_most(D - d, kWordBlock));
+}
+
+// The queries of a panel, or dy of them, pairs along d: (D / 2, 64), scales (blocks, 64).
+struct WordQueries {
+  Words all;
+
+  void lay(Cut& cut, i64 D) {
+    all = words_of(cut, (D + 1) / 2, kPanel, (D + kWordBlock - 1) / kWordBlock * kPanel);
+  }
+  Words block(i64 i) const {
+    return {all.pairs + i * kWordBlock / 2 * kPanel, all.scales + i * kPanel, kPanel};
+  }
+  void take(const float* transposed, i64 D, i64 width) const {
+    for_blocks(D, [&](i64 i, i64 d, i64 count) {
+      block(i).down(transposed + d * kPanel, kPanel, count, width);
+    });
+  }
+};
+
+// The keys or values of a head: floats (S, W), and words along d, scales (blocks, S), or, of one
+// tile, down the keys.
 struct WordKeys {
   float* floats;
   Words along, down;
-  i64 W;
+  i64 S, D, W;
   bool has_along, has_down;
 
   void lay(Cut& cut, const AttentionShape& s, bool wants_along, bool wants_down) {
-    W = round_up(s.D, kLanes), has_along = wants_along, has_down = wants_down;
-    floats = cut((has_down ? s.S : kKeyTile) * W);
-    along = words_of(cut, has_along ? s.S : 0, W / 2, has_along ? s.S : 0);
+    S = s.S, D = s.D, W = round_up(s.D, kLanes);
+    has_along = wants_along, has_down = wants_down;
+    floats = cut((has_down ? S : kKeyTile) * W);
+    const i64 blocks = (D + kWordBlock - 1) / kWordBlock;
+    along = words_of(cut, has_along ? S : 0, W / 2, has_along ? blocks * S : 0);
     down = words_of(cut, has_down ? kTilePairs : 0, W, has_down ? W : 0);
   }
   // Of rows `stride` apart, what was laid out.
-  void take(const float* x, i64 stride, const AttentionShape& s) const {
-    for (i64 key = 0; key < s.S; key += kKeyTile) {
-      const i64 n = at_most(s.S - key, kKeyTile);
+  void take(const float* x, i64 stride) const {
+    for (i64 key = 0; key < S; key += kKeyTile) {
+      const i64 n = at_most(S - key, kKeyTile);
       float* tile = floats + (has_down ? key * W : 0);
-      copy_rows(tile, W, x + key * stride, stride, n, s.D);
-      const Words at = from_key(key);
-      if (has_along) round_rows(tile, W, n, W, at.scales, &at, nullptr);
+      copy_rows(tile, W, x + key * stride, stride, n, D);
+      if (has_along)
+        for_blocks(W, [&](i64 i, i64 d, i64 count) {
+          const Words to = from_key(key, i);
+          round_rows(tile + d, W, n, count, to.scales, &to, nullptr);
+        });
     }
   }
-  Words from_key(i64 key) const { return after(along, key, along.stride); }
+  Words from_key(i64 key, i64 block) const {
+    const Words words = {along.pairs + block * kWordBlock / 2, along.scales + block * S,
+                         along.stride};
+    return after(words, key, along.stride);
+  }
+  // tile (height keys from `key` on, 64) = their products with queries.
+  void times_queries(float* tile, const WordQueries& queries, i64 key, i64 height,
+                     i64 width) const {
+    for_blocks(D, [&](i64 i, i64, i64 count) {
+      word_product<Left::rows>(tile, kPanel, from_key(key, i), queries.block(i), height, width,
+                               (count + 1) / 2, i > 0);
+    });
+  }
   // The keys from `key` on, each times its factor.
   const Words& times(const float* factor, i64 key, i64 height) const {
     down.down(floats + key * W, W, height, W, factor);
@@ -217,19 +260,20 @@ static inline Range rows_seen(const Seen& seen, i64 width, i64 key, i64 count) {
 
 struct WordForward : ForwardTiles {
   WordKeys k, v;
-  Words q_words, p_words;  // qᵀ (D, 64), p (64 keys, 64)
-  float* key_scales;       // (64)
+  WordQueries q_words;
+  Words p_words;      // (64 keys, 64)
+  float* key_scales;  // (64)
 
   void lay(Cut& cut, const AttentionShape& s) {
     ForwardTiles::lay(cut, s);
     k.lay(cut, s, true, false), v.lay(cut, s, false, true);
-    q_words = words_of(cut, k.W / 2, kPanel, kPanel);
+    q_words.lay(cut, s.D);
     p_words = words_of(cut, kTilePairs, kPanel, kPanel);
     key_scales = cut(kKeyTile);
   }
-  void take_keys(const AttentionForward& f, const AttentionShape& s, const Panel& any, bool) {
-    k.take(f.k + any.key(f.ks, 0), f.ks.t, s);
-    v.take(f.v + any.key(f.vs, 0), f.vs.t, s);
+  void take_keys(const AttentionForward& f, const AttentionShape&, const Panel& any, bool) {
+    k.take(f.k + any.key(f.ks, 0), f.ks.t);
+    v.take(f.v + any.key(f.vs, 0), f.vs.t);
     fill_ones(p_words);
   }
   void panel(const AttentionForward& f, const AttentionShape& shape, const Panel& panel) const;
@@ -242,15 +286,14 @@ inline void WordForward::panel(const AttentionForward& f, const AttentionShape& 
   const Scores scores(shape, panel.h);
   const float place = static_cast<float>(panel.t + shape.S - shape.T);
   transpose(q, kPanel, f.q + panel.query(f.qs), f.qs.t, panel.count, D, scores.factor, true);
-  q_words.down(q, kPanel, D, width);
+  q_words.take(q, D, width);
   bool first = true;
   for (i64 s = seen.whole.begin / kKeyTile * kKeyTile; s < seen.whole.end; s += kKeyTile) {
     const Range rows = rows_seen(seen, width, s, at_most(shape.S - s, kKeyTile));
     if (empty(rows)) continue;
     const i64 height = rows.end - rows.begin;
     float* a = p + rows.begin * kPanel;
-    word_product<Left::rows>(a, kPanel, k.from_key(s + rows.begin), q_words, height, width,
-                             (D + 1) / 2, false);
+    k.times_queries(a, q_words, s + rows.begin, height, width);
     for (i64 i = 0; i < width; i += kLanes) {
       if (!scores.plain()) modify(p + i, scores, place + static_cast<float>(i), s, rows);
       softmax_column(*this, seen, i, s, rows, D, first);
@@ -270,22 +313,23 @@ inline void WordForward::panel(const AttentionForward& f, const AttentionShape& 
 
 struct WordBackward : BackwardTiles {
   WordKeys k, v;
-  Words q_along, dy_along, q_down, dy_down;  // pairs along d, (D, 64); down t, (64, W)
-  Words p_words, da_words, da_down;          // (64 keys, 64)
+  WordQueries q_words, dy_words;
+  Words q_down, dy_down;             // (64, W)
+  Words p_words, da_words, da_down;  // (64 keys, 64)
 
   void lay(Cut& cut, const AttentionShape& s, const i64& units) {
     BackwardTiles::lay(cut, s, units);
     k.lay(cut, s, true, true), v.lay(cut, s, true, false);
     const i64 W = k.W;
-    q_along = words_of(cut, W / 2, kPanel, kPanel), dy_along = words_of(cut, W / 2, kPanel, kPanel);
+    q_words.lay(cut, s.D), dy_words.lay(cut, s.D);
     q_down = words_of(cut, kPanel / 2, W, W), dy_down = words_of(cut, kPanel / 2, W, W);
     p_words = words_of(cut, kKeyTile, kPanel / 2, kKeyTile);
     da_words = words_of(cut, kKeyTile, kPanel / 2, kKeyTile);
     da_down = words_of(cut, kTilePairs, kPanel, kPanel);
   }
-  void take_keys(const AttentionBackward& f, const AttentionShape& s, const Panel& any, bool) {
-    k.take(f.k + any.key(f.ks, 0), f.ks.t, s);
-    v.take(f.v + any.key(f.vs, 0), f.vs.t, s);
+  void take_keys(const AttentionBackward& f, const AttentionShape&, const Panel& any, bool) {
+    k.take(f.k + any.key(f.ks, 0), f.ks.t);
+    v.take(f.v + any.key(f.vs, 0), f.vs.t);
     fill_ones(da_down);
   }
   void panel(const AttentionBackward& f, const AttentionShape& shape, const Panel& panel, float* dk,
@@ -299,17 +343,16 @@ inline void WordBackward::panel(const AttentionBackward& f, const AttentionShape
   const Scores scores(shape, panel.h);
   const float place = static_cast<float>(panel.t + shape.S - shape.T);
   load_panel(f, shape, *this, panel, scores.factor);
-  q_along.down(q_t, kPanel, D, width), dy_along.down(dy_t, kPanel, D, width);
+  q_words.take(q_t, D, width), dy_words.take(dy_t, D, width);
   q_down.down(q, W, panel.count, W), dy_down.down(dy, W, panel.count, W);
   for (i64 i = 0; i < D * kPanel; i += kLanes) store(dq_t + i, vf{});
   for (i64 s = seen.whole.begin / kKeyTile * kKeyTile; s < seen.whole.end; s += kKeyTile) {
     const Range rows = rows_seen(seen, width, s, at_most(shape.S - s, kKeyTile));
     if (empty(rows)) continue;
     const i64 height = rows.end - rows.begin, key = s + rows.begin, at = rows.begin * kPanel;
-    const i64 deep = (D + 1) / 2, queries = (panel.count + 1) / 2;
-    word_product<Left::rows>(p + at, kPanel, k.from_key(key), q_along, height, width, deep, false);
-    word_product<Left::rows>(da + at, kPanel, v.from_key(key), dy_along, height, width, deep,
-                             false);
+    const i64 queries = (panel.count + 1) / 2;
+    k.times_queries(p + at, q_words, key, height, width);
+    v.times_queries(da + at, dy_words, key, height, width);
     for (i64 i = 0; i < width; i += kLanes) {
       vf less = load(delta + i);
       if (!scores.plain()) {

@@ -4,10 +4,6 @@
 
 #include "simd.h"
 
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
-
 namespace tenarai {
 namespace TENARAI_ISA {
 

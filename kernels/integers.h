@@ -3,13 +3,7 @@
 
 #include "simd.h"
 
-#if defined(__SSE2__)
-#pragma GCC diagnostic push  // GCC 12's own header reads what it has not set
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-#elif defined(__ARM_NEON)
+#if defined(__ARM_NEON)
 #include <arm_neon.h>
 #endif
 

@@ -10,7 +10,11 @@
 #include <cstring>
 
 #if defined(__x86_64__)
+#pragma GCC diagnostic push  // GCC 12's own header reads what it has not set
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 #ifndef TENARAI_ISA

@@ -1,5 +1,5 @@
 """Attention in words: off by what 12 bits a number lose and no more, with every option; weights far
-below the greatest count; float32 where words do not fit or the CPU has no VNNI."""
+below the greatest count; float32 for few queries or where the CPU has no VNNI."""
 
 import numpy as np
 import pytest
@@ -52,6 +52,8 @@ def words(threads: int = 2) -> fast.Fast:
         ((1, 200, 333, 3, 1, 96), {}),
         ((1, 300, 300, 2, 2, 17), {"window": 70}),
         ((1, 150, 150, 2, 2, 128), {"causal": False}),
+        ((1, 90, 100, 2, 1, 256), {}),
+        ((1, 70, 70, 1, 1, 277), {}),
         ((2, 100, 130, 2, 1, 64), {"soft_cap": 20.0, "lengths": np.array([130, 101])}),
         ((1, 130, 130, 4, 2, 40), {"alibi": np.array([0.5, 0.25, 0.1, 0.05])}),
         ((1, 130, 130, 2, 2, 40), {"off_by_one": True, "prefix": 37}),
@@ -83,14 +85,12 @@ def test_small_weights_beside_a_great_one() -> None:
 
 @needs_vnni
 def test_sums_at_their_limit() -> None:
-    """128 products of the greatest words fit 32 bits, and wider heads stay float32."""
+    """128 products of the greatest words fit 32 bits; wider heads take several sums."""
     for D in (128, 129, 256):
         q, k, v, dy = inputs(1, 64, 64, 1, 1, D)
         q, k = np.ones_like(q), np.ones_like(k)
         got, want = results(words(), q, k, v, dy), truths(q, k, v, dy)
         assert norm_error(got["y"], want["y"]) < TOLERANCE, D
-        plain = results(fast.Fast(2, "avx512vnni"), q, k, v, dy)
-        assert np.array_equal(got["y"], plain["y"]) == (D > 128)
 
 
 @needs_vnni

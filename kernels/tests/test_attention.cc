@@ -268,7 +268,7 @@ void test_attention(const Kernels& k, Pool& pool) {
     test_attention(k, pool, c);
   };
   for (const bool causal : {true, false}) {
-    for (int64_t D : {1, 2, 7, 16, 17, 31, 33, 48, 64, 80, 96, 127, 128, 129})
+    for (int64_t D : {1, 2, 7, 16, 17, 31, 33, 48, 64, 80, 96, 127, 128, 129, 200, 256, 261})
       words({1, 66, 71, 2, 1, D, causal});
     for (int64_t T = 31; T <= 67; ++T) words({1, T, T + T % 5, 2, 2, 20, causal});
     words({2, 190, 200, 6, 2, 32, causal});

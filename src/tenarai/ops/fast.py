@@ -69,8 +69,8 @@ class Fast(Attention, LinearAttention, Loss):
     ("strassen": 4 to 9 % less time, rounding errors 1.4 times as large, and a row's result depends
     on the rows beside it), or are made of 16-bit whole numbers ("words": 1.5 times as fast or
     more, off by 3e-4 of the product's norm, as with TF32), on CPUs with AVX-512 VNNI; elsewhere
-    "words" is "strassen". Attention's products are in words then as well, for heads of up to 128
-    channels, or plain. Not for two Python threads at once.
+    "words" is "strassen". Attention's products are in words then as well, or plain. Not for two
+    Python threads at once.
     """
 
     def __init__(
