@@ -65,6 +65,15 @@ inline void FloatForward::panel(const AttentionForward& f, const AttentionShape&
   finish_panel(f, shape, w, panel, seen);
 }
 
+// p = da = 0 for a strip and the rows of a tile that its queries do not see.
+static inline void clear_rows(const BackwardTiles& w, i64 strip, i64 n, Range rows) {
+  for (i64 s = rows.begin; s < rows.end; ++s)
+    for (i64 i = strip; i < strip + n; i += kLanes) {
+      store(w.p + s * kPanel + i, vf{});
+      store(w.da + s * kPanel + i, vf{});
+    }
+}
+
 struct FloatBackward : BackwardTiles {
   float *k_copy, *v_copy;  // (S, D)
   Rows k, v;

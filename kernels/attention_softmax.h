@@ -121,15 +121,6 @@ static inline void scores_backward_column(const BackwardTiles& w, const Seen& se
   }
 }
 
-// p = da = 0 for a strip and the rows of a tile that its queries do not see.
-static inline void clear_rows(const BackwardTiles& w, i64 strip, i64 n, Range rows) {
-  for (i64 s = rows.begin; s < rows.end; ++s)
-    for (i64 i = strip; i < strip + n; i += kLanes) {
-      store(w.p + s * kPanel + i, vf{});
-      store(w.da + s * kPanel + i, vf{});
-    }
-}
-
 // The panel's q, dy, ℓ and D_t into the tiles, each the way that a product wants it.
 static inline void load_panel(const AttentionBackward& f, const AttentionShape& shape,
                               const BackwardTiles& w, const Panel& panel, float factor) {

@@ -36,7 +36,7 @@ struct AttentionShape {
   const int32_t *lengths = nullptr, *prefix = nullptr;  // (B)
   float soft_cap = 0;                                   // 0: none
   const float *alibi = nullptr, *sinks = nullptr;       // (H)
-  Products products = Products::plain;
+  Products products = Products::plain;                  // words, where there are any, or plain
 };
 
 // q, y, dq, dy (B, T, H, D); k, v, dk, dv (B, S, K, D); lse (B, H, T).

@@ -130,12 +130,12 @@ static __attribute__((noinline)) void word_sums(float* tile, const float* a, con
     const __m512i b0 = _mm512_load_si512(bk);
     const __m512i b1 = V > 1 ? _mm512_load_si512(bk + kLanes) : b0;
     const __m512i b2 = V > 2 ? _mm512_load_si512(bk + 2 * kLanes) : b0;
-#define ACCUMULATE(i)                                         \
-  {                                                           \
-    const __m512i s = two_words(ak + i);                      \
-    c##i##0 = add_pairs(c##i##0, s, b0);                      \
-    if constexpr (V > 1) c##i##1 = add_pairs(c##i##1, s, b1); \
-    if constexpr (V > 2) c##i##2 = add_pairs(c##i##2, s, b2); \
+#define ACCUMULATE(i)                                                 \
+  {                                                                   \
+    const __m512i s = two_words(ak + i);                              \
+    c##i##0 = add_pair_products(c##i##0, s, b0);                      \
+    if constexpr (V > 1) c##i##1 = add_pair_products(c##i##1, s, b1); \
+    if constexpr (V > 2) c##i##2 = add_pair_products(c##i##2, s, b2); \
   }
     TENARAI_ROWS(ACCUMULATE)
 #undef ACCUMULATE

@@ -7,7 +7,6 @@
 // beside each other, 32 bits that are carried about as a float's.
 #pragma once
 
-#include "integers.h"
 #include "math.h"
 
 #if defined(__AVX512VNNI__)
@@ -21,7 +20,7 @@ static_assert(INT64_C(4095) * 4095 * kWordBlock <= 0x7fffffff, "sums of a block 
 
 // sum + two products of words a lane. Of the intrinsic GCC 12 copies sums to other registers and to
 // memory.
-TENARAI_INLINE __m512i add_pairs(__m512i sum, __m512i a, __m512i b) {
+TENARAI_INLINE __m512i add_pair_products(__m512i sum, __m512i a, __m512i b) {
   asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
   return sum;
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tenarai.bench import limits, ops, train
+from tenarai.bench import limits, ops, ops_ours, train
 from tenarai.bench.peer import Peer, PeerError
 from tenarai.cli import main
 from tenarai.errors import TenaraiError
@@ -193,8 +193,16 @@ def test_linear_attention_beside_pytorch(monkeypatch):
 def test_ops_make_their_products_as_asked(products, monkeypatch):
     monkeypatch.setattr(ops, "SECONDS", 0.0)
     monkeypatch.setattr(ops, "ROUNDS", 1)
+    asked = []
+
+    def peer(module, threads, settings):
+        asked.append(settings)
+        return Peer(module, threads, settings)
+
+    monkeypatch.setattr(ops, "Peer", peer)
     result = ops.run(1, "attention B=4 T=64", products=products)
-    assert result["products"] == products and f"products: {products}" in ops.table(result)
+    assert f"products: {products}" in ops.table(result)
+    assert ops_ours.kernels(asked[0]).products == products
 
 
 def test_work_of_a_step_is_counted_once_per_product():

@@ -107,9 +107,13 @@ OPS: dict[str, Callable[..., tuple[Call, Call | None]]] = {
 }
 
 
+def kernels(request: dict[str, Any]) -> Fast:
+    return Fast(request["threads"], isa=request["isa"], products=request["products"])
+
+
 def configure(request: dict[str, Any]) -> Answer:
     """{"threads", "products", "isa"}; then {"op", "shape", "seconds"} each."""
-    ops = Fast(request["threads"], isa=request["isa"], products=request["products"])
+    ops = kernels(request)
 
     def answer(ask: dict[str, Any]) -> dict[str, Any]:
         forward, backward = OPS[ask["op"]](ops, **ask["shape"])

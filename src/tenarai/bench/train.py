@@ -192,7 +192,7 @@ def _alternate(
                 side.losses.append(answer["loss"])
                 side.peak_bytes = max(side.peak_bytes, process.peak_bytes)
                 note = "" if index >= benchmark.warmup else " (warm-up)"
-                say(f"{name:8} step {index}: {answer['seconds']:.3f} s{note}")
+                say(f"{name:16} step {index}: {answer['seconds']:.3f} s{note}")
         mine.cores_of_others = busy.cores()
         mine.details = processes[0][1].ask({"step": 0, "where": True})
     finally:
@@ -316,7 +316,7 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"{result['model']}, {result['parameters'] / 1e6:.1f} M parameters, B = {result['batch']}, "
         f"T = {result['time']}, {result['threads']} threads: {result['gflop_per_step']:.1f} GFLOP "
-        f"a step; our products: {result['products']}",
+        f"a step; our products: {result['products']}, PyTorch's: float32 where not told",
         "",
         f"{'':16}{'s/step':>9}{'tokens/s':>11}{'GFLOP/s':>10}{'peak MB':>10}{'ours is':>10}",
     ]

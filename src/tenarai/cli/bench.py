@@ -81,7 +81,7 @@ def bench() -> None:
 @click.option("--steps", type=click.IntRange(1), default=5, show_default=True,
               help="Steps measured a side, after one that is not.")  # fmt: skip
 @click.option("--vs", type=click.Choice(list(PEERS)), default="none", show_default=True,
-              help="PyTorch: eager, compiled, or both.")  # fmt: skip
+              help="PyTorch: eager, compiled, both, or both in bfloat16.")  # fmt: skip
 @click.option("--recompute", is_flag=True, help="Keep only the blocks' inputs (less memory).")
 @click.option("--saved-activations", type=click.Choice(["float32", "bfloat16"]),
               default="float32", show_default=True,

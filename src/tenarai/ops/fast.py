@@ -114,13 +114,17 @@ class Fast(Attention, LinearAttention, Loss):
 
     @property
     def how(self) -> str:
-        """Threads, instruction set, and of what products are where words are asked for or to be
-        had."""
-        told, has_words = f"{self.threads} threads, {self.isa}", self.isa == "avx512vnni"
-        if self.products == "words":
-            there = "words" if has_words else "float32 (words need AVX-512 VNNI)"
-            return f"{told}, products in {there}"
-        return f"{told}, products in float32 (words are faster)" if has_words else told
+        """Threads, instruction set, and products where they are not of float32."""
+        told = f"{self.threads} threads, {self.isa}"
+        if self.products != "words":
+            return told
+        there = "words" if self.has_words else "float32 (words need AVX-512 VNNI)"
+        return f"{told}, products in {there}"
+
+    @property
+    def has_words(self) -> bool:
+        """Can products="words" be had?"""
+        return self.isa == "avx512vnni"
 
     def _run(self, kernel: str, *args: Any) -> float:
         if self.arena.dry:
