@@ -28,7 +28,7 @@ struct Forward {
 template <class A, class B, class Epilogue>
 static void multiply(Products products, Pool& pool, A a, B b, Epilogue epilogue, i64 M, i64 N,
                      i64 K, float* row_sums = nullptr) {
-#if defined(__AVX512VNNI__)
+#if defined(TENARAI_WORDS)
   using Words = WordProduct<A, B, Epilogue>;
   if (products == Products::words && Words::worthwhile(M, N, K))
     return Words{a, b, epilogue, row_sums, M, N, K}.run(pool);

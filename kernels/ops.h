@@ -21,7 +21,7 @@ struct Strides {
 enum class Activations { float32, words, bytes };
 
 // How large products of float32 matrices are made: as ever; with seven multiplications for eight
-// (strassen.h); in words on CPUs with AVX-512 VNNI (word_gemm.h), by Strassen's scheme elsewhere.
+// (strassen.h); in words with AVX-512 VNNI or AVX2 (word_gemm.h), by Strassen's scheme elsewhere.
 enum class Products { plain, strassen, words };
 
 constexpr int64_t kNoWindow = int64_t{1} << 40;  // wider than any sequence is long
@@ -36,7 +36,7 @@ struct AttentionShape {
   const int32_t *lengths = nullptr, *prefix = nullptr;  // (B)
   float soft_cap = 0;                                   // 0: none
   const float *alibi = nullptr, *sinks = nullptr;       // (H)
-  Products products = Products::plain;                  // words, where there are any, or plain
+  Products products = Products::plain;                  // words (with AVX-512 VNNI) or plain
 };
 
 // q, y, dq, dy (B, T, H, D); k, v, dk, dv (B, S, K, D); lse (B, H, T).

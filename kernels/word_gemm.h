@@ -1,5 +1,4 @@
-// A matrix product in words: 16-bit whole numbers, of which a CPU with AVX-512 VNNI multiplies and
-// adds twice as many at a time as floats.
+// A matrix product in words (words.h): 16-bit whole numbers.
 //
 //     A(i, k) ≈ s_A(i, block) p   |p| <= 4095     B(k, j) ≈ s_B(block, j) q   |q| <= 4095
 //     C(i, j) ≈ Σ over blocks of 128 ks of s_A s_B Σ p q
@@ -24,7 +23,7 @@
 #include "gemm.h"
 #include "words.h"
 
-#if defined(__AVX512VNNI__)
+#if defined(TENARAI_WORDS)
 
 namespace tenarai {
 namespace TENARAI_ISA {
@@ -59,13 +58,13 @@ struct WordPanels {
     const auto word = [&](i64 i) __attribute__((always_inline)) {
       return to_words(load(from + i * stride) * inverse);
     };
-    const auto put = [&](i64 step, __m512i even, __m512i odd) __attribute__((always_inline)) {
+    const auto put = [&](i64 step, vi even, vi odd) __attribute__((always_inline)) {
       store_lines<kWidth>(pairs, line, at * kWordSteps + step, steps, pair_words(even, odd));
     };
     i64 step = 0;
     for (; 2 * step + 1 < k; ++step) put(step, word(2 * step), word(2 * step + 1));
-    if (k % 2) put(step++, word(k - 1), __m512i{});
-    for (; step % 4; ++step) put(step, __m512i{}, __m512i{});
+    if (k % 2) put(step++, word(k - 1), vi{});
+    for (; step % 4; ++step) put(step, vi{}, vi{});
   }
 
   // The same, where each line is contiguous, `stride` from line to line, and k a multiple of 32:
@@ -93,7 +92,7 @@ struct WordPanels {
         const auto words = [&](i64 j) __attribute__((always_inline)) {
           return to_words(load(from + r * stride + i + j) * inverse[r]);
         };
-        rows[r] = (vf)_mm512_packs_epi32(words(0), words(kLanes));
+        rows[r] = pack_words(words(0), words(kLanes));
       }
       transpose(rows);
       // A quarter of a vector of packed words holds two pairs of either half.
@@ -117,22 +116,26 @@ struct WordPanels {
 };
 
 // tile (kRows, kCols) = or += one block of a panel of A times one of B, of which the first V
-// vectors of a row are written. The sums are in registers, 24 of 32; the tile is in L1. Not
-// inlined: among other code the compiler would keep some of the sums in memory.
+// vectors of a row are written. The sums are in registers, 24 of 32 or 12 of 16; the tile is in L1.
+// Not inlined: among other code the compiler would keep some of the sums in memory.
 template <int V, bool kAdd>
 static __attribute__((noinline)) void word_sums(float* tile, const float* a, const float* a_scale,
                                                 const float* b, const float* b_scale, i64 steps,
                                                 Ahead* ahead) {
-#define DECLARE(i) __m512i c##i##0 = {}, c##i##1 = {}, c##i##2 = {};
+#define DECLARE(i) vi c##i##0 = {}, c##i##1 = {}, c##i##2 = {};
   TENARAI_ROWS(DECLARE)
 #undef DECLARE
   const auto step = [&](const float* ak, const float* bk) __attribute__((always_inline)) {
-    const __m512i b0 = _mm512_load_si512(bk);
-    const __m512i b1 = V > 1 ? _mm512_load_si512(bk + kLanes) : b0;
-    const __m512i b2 = V > 2 ? _mm512_load_si512(bk + 2 * kLanes) : b0;
+    const vi b0 = load_pairs(bk);
+    const vi b1 = V > 1 ? load_pairs(bk + kLanes) : b0;
+#if defined(__AVX512VNNI__)
+    const vi b2 = V > 2 ? load_pairs(bk + 2 * kLanes) : b0;
+#else
+    const float* b2 = bk + 2 * kLanes;  // of 16 registers none is left
+#endif
 #define ACCUMULATE(i)                                                 \
-  {                                                                   \
-    const __m512i s = two_words(ak + i);                              \
+  if constexpr (kRows > i) {                                          \
+    const vi s = broadcast_pair(ak + i);                              \
     c##i##0 = add_pair_products(c##i##0, s, b0);                      \
     if constexpr (V > 1) c##i##1 = add_pair_products(c##i##1, s, b1); \
     if constexpr (V > 2) c##i##2 = add_pair_products(c##i##2, s, b2); \
@@ -149,12 +152,12 @@ static __attribute__((noinline)) void word_sums(float* tile, const float* a, con
     step(a + 3 * kRows, b + 3 * kCols);
   }
   *ahead = lines;
-#define ADD(i, v)                                             \
-  if constexpr (V > v) {                                      \
-    float* to = tile + i * kCols + v * kLanes;                \
-    const vf scale = load(b_scale + v * kLanes) * a_scale[i]; \
-    const vf sum = (vf)_mm512_cvtepi32_ps(c##i##v) * scale;   \
-    store(to, kAdd ? load(to) + sum : sum);                   \
+#define ADD(i, v)                                                \
+  if constexpr (kRows > i && V > v) {                            \
+    float* to = tile + i * kCols + v * kLanes;                   \
+    const vf scale = load(b_scale + v * kLanes) * a_scale[i];    \
+    const vf sum = __builtin_convertvector(c##i##v, vf) * scale; \
+    store(to, kAdd ? load(to) + sum : sum);                      \
   }
 #define FINISH(i) ADD(i, 0) ADD(i, 1) ADD(i, 2)
   TENARAI_ROWS(FINISH)

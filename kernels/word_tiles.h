@@ -40,7 +40,7 @@ struct Words {
       float* to = pairs + j;
       for (i = 0; i + 2 <= height; i += 2, to += stride)
         store(to, pair_words(word(i), word(i + 1)));
-      if (i < height) store(to, pair_words(word(i), __m512i{}));
+      if (i < height) store(to, pair_words(word(i), vi{}));
     }
   }
 };
@@ -72,15 +72,15 @@ static inline void round_rows(const float* from, i64 from_stride, i64 rows, i64 
     float inverse[kLanes];
     store(inverse, rounding.inverse);
     const auto words = [&](i64 i, i64 j) __attribute__((always_inline)) {
-      const __m512i w = to_words(load(x + i * from_stride + j) * inverse[i]);
+      const vi w = to_words(load(x + i * from_stride + j) * inverse[i]);
       if (along)
         _mm256_storeu_si256((__m256i*)(along->pairs + (r + i) * along->stride + j / 2),
-                            _mm512_cvtepi32_epi16(w));
+                            _mm512_cvtepi32_epi16((__m512i)w));
       return w;
     };
     for (i64 i = 0; i < n; i += 2)
       for (i64 j = 0; j < width; j += kLanes) {
-        const __m512i even = words(i, j), odd = i + 1 < n ? words(i + 1, j) : __m512i{};
+        const vi even = words(i, j), odd = i + 1 < n ? words(i + 1, j) : vi{};
         if (down) store(down->pairs + (r + i) / 2 * down->stride + j, pair_words(even, odd));
       }
   }
@@ -98,15 +98,15 @@ static __attribute__((noinline)) void word_block(float* c, i64 c_stride, Words l
                                                  i64 steps, bool add) {
   const i64 row = kLeft == Left::rows ? left.stride : 1;
   const i64 step = kLeft == Left::rows ? 1 : left.stride;
-  __m512i sum[kRows][kVectors];
+  vi sum[kRows][kVectors];
   for (int i = 0; i < kRows; ++i)
-    for (int j = 0; j < kVectors; ++j) sum[i][j] = __m512i{};
+    for (int j = 0; j < kVectors; ++j) sum[i][j] = vi{};
   for (i64 r = 0; r < steps; ++r) {
-    __m512i pairs[kVectors];
+    vi pairs[kVectors];
     for (int j = 0; j < kVectors; ++j)
-      pairs[j] = _mm512_loadu_si512(right.pairs + r * right.stride + j * kLanes);
+      pairs[j] = load_pairs(right.pairs + r * right.stride + j * kLanes);
     for (int i = 0; i < kRows; ++i) {
-      const __m512i pair = two_words(left.pairs + i * row + r * step);
+      const vi pair = broadcast_pair(left.pairs + i * row + r * step);
       for (int j = 0; j < kVectors; ++j) sum[i][j] = add_pair_products(sum[i][j], pair, pairs[j]);
     }
   }
@@ -117,7 +117,7 @@ static __attribute__((noinline)) void word_block(float* c, i64 c_stride, Words l
     for (int j = 0; j < kVectors; ++j) {
       float* to = c + i * c_stride + j * kLanes;
       const vf scale = load(right.scales + j * kLanes) * left.scales[i];
-      vf product = (vf)_mm512_cvtepi32_ps(sum[i][j]) * scale;
+      vf product = __builtin_convertvector(sum[i][j], vf) * scale;
       if (add) product += load(to);
       store(to, product);
     }

@@ -67,9 +67,9 @@ class Fast(Attention, LinearAttention, Loss):
     bytes: 8e-3), and elsewhere they are not.
     Large products of float32 matrices are as usual ("plain"), take seven multiplications for eight
     ("strassen": 4 to 9 % less time, rounding errors 1.4 times as large, and a row's result depends
-    on the rows beside it), or are made of 16-bit whole numbers ("words": 1.5 times as fast or
-    more, off by 3e-4 of the product's norm, as with TF32), on CPUs with AVX-512 VNNI; elsewhere
-    "words" is "strassen". Attention's products are in words then as well, or plain. Not for two
+    on the rows beside it), or are made of 16-bit whole numbers ("words": 1.6 times as fast with
+    AVX-512 VNNI, 1.3 with AVX2, off by 3e-4 of the product's norm, as with TF32); elsewhere "words"
+    is "strassen". With AVX-512 VNNI attention's products are in words then as well. Not for two
     Python threads at once.
     """
 
@@ -118,13 +118,13 @@ class Fast(Attention, LinearAttention, Loss):
         told = f"{self.threads} threads, {self.isa}"
         if self.products != "words":
             return told
-        there = "words" if self.has_words else "float32 (words need AVX-512 VNNI)"
+        there = "words" if self.has_words else "float32 (words need AVX2, or AVX-512 with VNNI)"
         return f"{told}, products in {there}"
 
     @property
     def has_words(self) -> bool:
         """Can products="words" be had?"""
-        return self.isa == "avx512vnni"
+        return self.isa in ("avx2", "avx512vnni")
 
     def _run(self, kernel: str, *args: Any) -> float:
         if self.arena.dry:
