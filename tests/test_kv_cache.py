@@ -1,5 +1,8 @@
 """The cache of keys and values: what it keeps, what it gives, and decoding through it."""
 
+import mmap
+import sys
+
 import numpy as np
 import pytest
 
@@ -22,6 +25,27 @@ def test_dtypes_and_sizes():
         assert cache.nbytes == cache_bytes(layers, 3, 100, 20, dtype) == wanted
     with pytest.raises(TenaraiError, match="float8"):
         KVCache(layers, 1, 10, dtype="float8")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_is_taken_as_rows_are_written():
+    """Not all of it with the first token, as where a head's rows begin in huge pages."""
+
+    def resident() -> int:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * mmap.PAGESIZE
+
+    before = resident()
+    cache = KVCache([CacheLayer(64, 64)], 1, 8192)  # a head's rows are 1 MiB
+    for array in cache.layers[0].arrays():
+        array[:, :, :2] = 1
+    assert cache.nbytes == 128 << 20 and resident() - before < 16 << 20
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="allocated as ever there")
+def test_too_little_memory_is_a_memory_error():
+    with pytest.raises(MemoryError, match="of keys or values"):
+        KVCache([CacheLayer(1 << 20, 1 << 20)], 1, 1 << 30)
 
 
 def test_a_batch_places_its_rows():

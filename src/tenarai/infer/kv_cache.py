@@ -4,6 +4,9 @@ and read to ops.cache_attention."""
 
 from __future__ import annotations
 
+import contextlib
+import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -119,8 +122,24 @@ def _capacity(layer: CacheLayer, context: int, rows: int) -> int:
 
 def _store(layer: CacheLayer, slots: int, context: int, rows: int, dtype: str) -> LayerStore:
     shape = (slots, layer.heads, _capacity(layer, context, rows), layer.head_size)
-    keys, values = np.zeros(shape, dtype), np.zeros(shape, dtype)
+    keys, values = _zeros(shape, dtype), _zeros(shape, dtype)
     if dtype != "int8":
         return LayerStore(keys, values, None, None, layer.window)
-    scales = [np.zeros(shape[:3], np.float32) for _ in range(2)]
+    scales = [_zeros(shape[:3], "float32") for _ in range(2)]
     return LayerStore(keys, values, scales[0], scales[1], layer.window)
+
+
+def _zeros(shape: tuple[int, ...], dtype: str) -> Array:
+    """np.zeros in small pages. A few tokens write a few rows of each head; in the huge pages that
+    NumPy asks for they would take a cache's whole memory, and its time to be cleared. Raises
+    MemoryError."""
+    size = max(1, math.prod(shape) * np.dtype(dtype).itemsize)
+    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows has neither
+        return np.zeros(shape, dtype)
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError) as error:
+        raise MemoryError(f"{size:,} bytes of keys or values") from error
+    with contextlib.suppress(AttributeError, OSError):  # not on every system
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, dtype, math.prod(shape)).reshape(shape)
