@@ -79,6 +79,8 @@ void sum_parts(float* to, const float* const* from, i64 parts, i64 offset, i64 n
   }
 }
 
+// Tiles are a thread's: take_keys(...) makes a head's keys ready, panel(...) meets them with a
+// panel of queries.
 template <class Tiles>
 void forward_units(Pool& pool, const AttentionForward& f, const AttentionShape& s) {
   const Division work(s, pool);

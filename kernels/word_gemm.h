@@ -81,10 +81,8 @@ struct WordPanels {
       most[r] = (vf)larger(low, high);
     }
     transpose(most);
-    for (int width = kLanes / 2; width > 0; width /= 2)
-      for (int r = 0; r < width; ++r) most[r] = (vf)larger((vi)most[r], (vi)most[r + width]);
     float inverse[kLanes];
-    store(inverse, scale<kWidth>(line, at, (vi)most[0]));
+    store(inverse, scale<kWidth>(line, at, largest_of(most)));
     for (i64 i = 0; i < k; i += 2 * kLanes) {
       vf rows[kLanes];
 #pragma GCC unroll 16

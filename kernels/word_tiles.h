@@ -65,9 +65,7 @@ static inline void round_rows(const float* from, i64 from_stride, i64 rows, i64 
       most[i] = (vf)largest;
     }
     transpose_steps<1>(most);
-    for (int half = kLanes / 2; half > 0; half /= 2)
-      for (int i = 0; i < half; ++i) most[i] = (vf)larger((vi)most[i], (vi)most[i + half]);
-    const Rounding rounding((vi)most[0]);
+    const Rounding rounding(largest_of(most));
     store_n(scales + r, rounding.scale, n);
     float inverse[kLanes];
     store(inverse, rounding.inverse);

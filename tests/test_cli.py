@@ -46,6 +46,13 @@ def trained(tmp_path_factory):
     return folder, done
 
 
+def test_a_training_says_that_words_are_there(trained):
+    from tenarai.ops.fast import Fast
+
+    told = b"(faster with --products words, off by 3e-4)" in trained[1].stderr
+    assert told == Fast(1).has_words
+
+
 VERBS = [verb for verb in cli.VERBS if verb != "bench"] + ["bench ops", "bench train"]
 
 

@@ -105,7 +105,8 @@ def test_what_is_no_number_is_seen(words: fast.Fast, bad: float) -> None:
 
 
 def test_small_products_stay_float32(words: fast.Fast) -> None:
-    for M, I, O in ((31, 64, 64), (64, 63, 64), (64, 64, 7)):
+    lanes = 16 if words.isa == "avx512vnni" else 8
+    for M, I, O in ((31, 64, 64), (64, 63, 64), (64, 64, lanes - 1)):
         a = inputs(M, I, O)
         y, _ = words.linear_forward(a["x"], a["w"])
         plain, _ = fast.Fast(2, words.isa).linear_forward(a["x"], a["w"])

@@ -228,7 +228,8 @@ void test_nan(const Kernels& k, Pool& pool, int64_t T, Products products) {
                       shape);
   for (int64_t t = 0; t < T; ++t) {
     const bool sees = t + S - T >= bad;
-    if (products == Products::words && !sees && t / 64 == (T - 1) / 64) continue;
+    const bool shares = products == Products::words && std::strcmp(k.isa, "avx512vnni") == 0;
+    if (shares && !sees && t / 64 == (T - 1) / 64) continue;
     expect(std::isnan(y.at(0, t, 0, 0)) == sees, k.isa, "attention: NaN in a key", y.at(0, t, 0, 0),
            static_cast<double>(t));
   }

@@ -134,11 +134,11 @@ def _zeros(shape: tuple[int, ...], dtype: str) -> Array:
     NumPy asks for they would take a cache's whole memory, and its time to be cleared. Raises
     MemoryError."""
     size = max(1, math.prod(shape) * np.dtype(dtype).itemsize)
-    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows has neither
-        return np.zeros(shape, dtype)
     try:
+        if not hasattr(mmap, "MAP_PRIVATE"):  # Windows has neither
+            return np.zeros(shape, dtype)
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError, MemoryError) as error:
         raise MemoryError(f"{size:,} bytes of keys or values") from error
     with contextlib.suppress(AttributeError, OSError):  # not on every system
         memory.madvise(mmap.MADV_NOHUGEPAGE)
