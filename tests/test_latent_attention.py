@@ -159,8 +159,7 @@ def deepseek(version: int, q_rank: int | None) -> tuple[Any, Any]:
 @pytest.mark.parametrize("version, q_rank", [(2, None), (2, 20), (3, 20)])
 def test_against_deepseek(version: int, q_rank: int | None, rng: np.random.Generator) -> None:
     """y, dx and every weight's gradient of transformers' layer, and decoding from latents too."""
-    import torch
-
+    torch = pytest.importorskip("torch")
     theirs, run = deepseek(version, q_rank)
     layer = LatentAttention(
         width=48, heads=4, q_rank=q_rank, kv_rank=16, nope=12, rope=8, value=10, eps=1e-6
