@@ -145,26 +145,26 @@ static void compute_blocks(Pool& pool, const P& product) {
 //   vf finish(vf, i, j, n)      the element that is stored, from the sum
 //   float* c; i64 stride;       where C is
 //   kStreams                    C is written once and not read soon: past the caches, if that goes
-template <class Epilogue>
+template <class Epilogue, i64 kHeight = kRows, i64 kWidth = kCols>
 struct Tiles {
   const Epilogue& epilogue;
   bool first, last;  // is this block of k the first, the last?
 
   // Do those of n columns go past the caches?
   bool stream(i64 n) const {
-    return Epilogue::kStreams && first && last && n == kCols &&
+    return Epilogue::kStreams && first && last && n == kWidth &&
            reinterpret_cast<uintptr_t>(epilogue.c) % kVectorBytes == 0 &&
            epilogue.stride % kLanes == 0;
   }
 
   // The tile's `rows` and n columns are C's from row i and column j on; `streams` is stream(n).
   void put(const float* tile, i64 i, i64 rows, i64 j, i64 n, bool streams) const {
-    if (rows < kRows || n < kCols)
+    if (rows < kHeight || n < kWidth)
       add<false>(tile, i, rows, j, n);
     else if (streams)
       stream_tile(tile, i, j);
     else
-      add<true>(tile, i, kRows, j, kCols);
+      add<true>(tile, i, kHeight, j, kWidth);
   }
 
  private:
@@ -178,12 +178,12 @@ struct Tiles {
   template <bool kFull>
   TENARAI_INLINE void add_rows(const Epilogue& e, const float* tile, i64 i0, i64 rows, i64 j0,
                                i64 columns, bool first, bool last) {
-    for (i64 row = 0; row < (kFull ? kRows : rows); ++row)
+    for (i64 row = 0; row < (kFull ? kHeight : rows); ++row)
 #pragma GCC unroll 3
-      for (i64 j = 0; j < (kFull ? kCols : columns); j += kLanes) {
+      for (i64 j = 0; j < (kFull ? kWidth : columns); j += kLanes) {
         const i64 n = kFull ? kLanes : at_most(kLanes, columns - j);
         float* c = e.c + (i0 + row) * e.stride + j0 + j;
-        const vf sum = load(tile + row * kCols + j);
+        const vf sum = load(tile + row * kWidth + j);
         vf v = sum + (first ? e.start(i0 + row, j0 + j, n) : load_upto(c, n));
         if (last) v = e.finish(v, i0 + row, j0 + j, n);
         n == kLanes ? store(c, v) : store_n(c, v, n);
@@ -192,10 +192,10 @@ struct Tiles {
 
   // A whole tile, the only one for its place.
   void stream_tile(const float* tile, i64 i, i64 j) const {
-    for (i64 row = 0; row < kRows; ++row)
-      for (i64 column = 0; column < kCols; column += kLanes)
+    for (i64 row = 0; row < kHeight; ++row)
+      for (i64 column = 0; column < kWidth; column += kLanes)
         TENARAI_ISA::stream(epilogue.c + (i + row) * epilogue.stride + j + column,
-                            load(tile + row * kCols + column));
+                            load(tile + row * kWidth + column));
   }
 };
 

@@ -1,6 +1,7 @@
 // What happens to a finished tile of a linear layer's output, and which of the products makes it.
 #pragma once
 
+#include "digit_gemm.h"
 #include "ops.h"
 #include "strassen.h"
 #include "word_gemm.h"
@@ -28,7 +29,14 @@ struct Forward {
 template <class A, class B, class Epilogue>
 static void multiply(Products products, Pool& pool, A a, B b, Epilogue epilogue, i64 M, i64 N,
                      i64 K, float* row_sums = nullptr) {
-#if defined(TENARAI_WORDS)
+#if defined(TENARAI_AMX)
+  using Three = DigitProduct<A, B, Epilogue, 3>;
+  using Two = DigitProduct<A, B, Epilogue, 2>;
+  if (products == Products::strassen && Three::worthwhile(M, N, K))
+    return Three{a, b, epilogue, row_sums, M, N, K}.run(pool);
+  if (products == Products::words && Two::worthwhile(M, N, K))
+    return Two{a, b, epilogue, row_sums, M, N, K}.run(pool);
+#elif defined(TENARAI_WORDS)
   using Words = WordProduct<A, B, Epilogue>;
   if (products == Products::words && Words::worthwhile(M, N, K))
     return Words{a, b, epilogue, row_sums, M, N, K}.run(pool);

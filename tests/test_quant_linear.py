@@ -148,7 +148,7 @@ def test_rows_have_the_same_bits_alone_in_company_and_on_any_threads(isa, name, 
 
 def rounds_gradients(isa: str, name: str, activations: str) -> bool:
     """Whether dx = dy w is made of whole numbers: elsewhere it is float32."""
-    return isa == "avx512vnni" and name in BLOCKS and activations != "float32"
+    return isa in ("avx512vnni", "amx") and name in BLOCKS and activations != "float32"
 
 
 def backward_bound(dy: np.ndarray, w: np.ndarray, activations: str) -> np.ndarray:

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <vector>
 
 #include "../dispatch.h"
@@ -18,6 +19,9 @@ inline void expect(bool holds, const char* isa, const char* what, double got, do
   if (!holds && failed <= 40)
     std::printf("FAILED %s %s: %.9g, expected %.9g\n", isa, what, got, wanted);
 }
+
+inline bool is(const Kernels& k, const char* isa) { return std::strcmp(k.isa, isa) == 0; }
+inline bool has_vnni(const Kernels& k) { return is(k, "avx512vnni") || is(k, "amx"); }
 
 // Numbers in (-1, 1), the same on every machine. A test whose bound holds for these numbers and not
 // for all sets the state, so that it meets the same whatever ran before it.

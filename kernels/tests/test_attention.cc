@@ -228,7 +228,7 @@ void test_nan(const Kernels& k, Pool& pool, int64_t T, Products products) {
                       shape);
   for (int64_t t = 0; t < T; ++t) {
     const bool sees = t + S - T >= bad;
-    const bool shares = products == Products::words && std::strcmp(k.isa, "avx512vnni") == 0;
+    const bool shares = products == Products::words && has_vnni(k);
     if (shares && !sees && t / 64 == (T - 1) / 64) continue;
     expect(std::isnan(y.at(0, t, 0, 0)) == sees, k.isa, "attention: NaN in a key", y.at(0, t, 0, 0),
            static_cast<double>(t));
@@ -264,7 +264,7 @@ void test_attention(const Kernels& k, Pool& pool) {
   test_attention(k, pool, {3, 2, 150, 4, 2, 20, true, kNoWindow, kAllOptions});  // few queries
   test_attention(k, pool, {1, 200, 200, 1, 1, 33, true, 70, kAllOptions});  // one head, threads
   const auto words = [&](Case c) {
-    if (std::strcmp(k.isa, "avx512vnni") != 0) return;  // float32, as above
+    if (!has_vnni(k)) return;  // float32, as above
     c.products = Products::words;
     test_attention(k, pool, c);
   };

@@ -97,8 +97,7 @@ void test_backward(const Kernels& k, Pool& pool, const BlockCase& c, int64_t M, 
   const Doubles wide = w.wide();
   Array dy(M * O), dx(M * I), expanded(kExpandedRows * I);
   for (const Activations kind : kKinds) {
-    const bool rounded =
-        kind != Activations::float32 && w.size.weights > 1 && std::string(k.isa) == "avx512vnni";
+    const bool rounded = kind != Activations::float32 && w.size.weights > 1 && has_vnni(k);
     const double levels = kind == Activations::bytes ? 127 : 8191;
     std::vector<Wanted> want(at(M * I));
     Doubles w_step(at(O * I));

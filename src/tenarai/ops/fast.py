@@ -124,7 +124,7 @@ class Fast(Attention, LinearAttention, Loss):
     @property
     def has_words(self) -> bool:
         """Can products="words" be had?"""
-        return self.isa in ("avx2", "avx512vnni")
+        return self.isa in ("avx2", "avx512vnni", "amx")
 
     def _run(self, kernel: str, *args: Any) -> float:
         if self.arena.dry:
