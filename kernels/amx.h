@@ -14,6 +14,8 @@
 namespace tenarai {
 namespace TENARAI_ISA {
 
+enum class Side { a, b };  // of a product, an operand's
+
 constexpr i64 kAmxRows = 16;                       // of a tile; the columns of a sum, too
 constexpr i64 kAmxBytes = 1024, kAmxFloats = 256;  // of a tile, contiguous
 

@@ -45,6 +45,7 @@
 //
 // The products are of floats (attention_floats.h) or of words (attention_words.h); what is between
 // them is in attention_softmax.h.
+#include "attention_bfloats.h"
 #include "attention_few.h"
 #include "attention_floats.h"
 #include "attention_words.h"
@@ -98,7 +99,7 @@ void forward_units(Pool& pool, const AttentionForward& f, const AttentionShape& 
 template <class Tiles>
 void backward_units(Pool& pool, const AttentionBackward& f, const AttentionShape& s) {
   const Division work(s, pool);
-  const i64 W = round_up(s.D, kLanes), size = s.S * W;
+  const i64 W = round_up(s.D, kLanes), size = round_up(s.S, kLanes) * W;
   const auto tiles = [&](i64 thread) {
     const Range units = work.units_of(thread);
     return tiles_of<Tiles>(pool, thread, s, work.parts > 1 ? units.end - units.begin : 1);
@@ -145,7 +146,11 @@ void backward_units(Pool& pool, const AttentionBackward& f, const AttentionShape
 void attention_forward(Pool& pool, const AttentionForward& f, const AttentionShape& s) {
   if (s.T == 0 || s.S == 0 || s.D == 0) return;
   if (few_queries(s)) return few_forward(pool, f, s);
-#if defined(__AVX512VNNI__)
+#if defined(TENARAI_AMX)
+  if (in_bfloats(s))
+    return s.products == Products::words ? forward_units<BfloatForward<2>>(pool, f, s)
+                                         : forward_units<BfloatForward<3>>(pool, f, s);
+#elif defined(__AVX512VNNI__)
   if (in_words(s)) return forward_units<WordForward>(pool, f, s);
 #endif
   forward_units<FloatForward>(pool, f, s);
@@ -154,7 +159,11 @@ void attention_forward(Pool& pool, const AttentionForward& f, const AttentionSha
 void attention_backward(Pool& pool, const AttentionBackward& f, const AttentionShape& s) {
   if (s.T == 0 || s.S == 0 || s.D == 0) return;
   if (f.dsinks && s.sinks) sinks_backward(pool, f, s);
-#if defined(__AVX512VNNI__)
+#if defined(TENARAI_AMX)
+  if (in_bfloats(s))
+    return s.products == Products::words ? backward_units<BfloatBackward<2>>(pool, f, s)
+                                         : backward_units<BfloatBackward<3>>(pool, f, s);
+#elif defined(__AVX512VNNI__)
   if (in_words(s)) return backward_units<WordBackward>(pool, f, s);
 #endif
   backward_units<FloatBackward>(pool, f, s);

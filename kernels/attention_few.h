@@ -45,7 +45,7 @@ static inline void few_scores(float* p, const float* q, const float* k, i64 stri
       sums[i] += left * (D - d >= kLanes ? load(row) : load_n(row, D - d));
     }
   }
-  transpose_steps<1>(sums);
+  transpose(sums);
   for (int width = kLanes / 2; width > 0; width /= 2)
     for (int i = 0; i < width; ++i) sums[i] += sums[i + width];
   store(p, sums[0]);

@@ -96,14 +96,15 @@ struct BackwardTiles {
   float *q, *dy;             // (64, W): rows as wide as whole vectors
   float *p, *da;             // (64 keys, 64)
   float *lse, *delta;        // (64): ℓ in base 2, and D_t
-  float *dk, *dv;            // (units, S, W): the sums over a unit's queries
+  float *dk, *dv;            // (units, S, W): the sums over a unit's queries; whole vectors of rows
 
   void lay(Cut& cut, const AttentionShape& s, i64 units) {
     const i64 W = round_up(s.D, kLanes);
     q_t = cut(s.D * kPanel), dy_t = cut(s.D * kPanel), dq_t = cut(s.D * kPanel);
     q = cut(kPanel * W), dy = cut(kPanel * W);
     p = cut(kKeyTile * kPanel), da = cut(kKeyTile * kPanel), lse = cut(kPanel), delta = cut(kPanel);
-    dk = cut(units * s.S * W), dv = cut(units * s.S * W);
+    const i64 size = round_up(s.S, kLanes) * W;
+    dk = cut(units * size), dv = cut(units * size);
   }
 };
 

@@ -26,8 +26,6 @@ namespace TENARAI_ISA {
 
 constexpr i64 kDigitDepth = 64;  // ks of a tile
 
-enum class Side { a, b };
-
 template <int kDigits>
 struct DigitPanel {
   static_assert(kDigits == 2 || kDigits == 3, "what fits 32 bits when it is added up");

@@ -119,7 +119,7 @@ static MicroKernel micro_kernel_of(i64 vectors) {
                         : &micro_kernel<R, 3>;
 }
 // The one for a tile of so many rows and columns, up to kRows and kCols.
-static MicroKernel choose_micro_kernel(i64 rows, i64 columns) {
+[[maybe_unused]] static MicroKernel choose_micro_kernel(i64 rows, i64 columns) {
   const i64 v = (columns + kLanes - 1) / kLanes;
   if (rows <= 4)
     return rows <= 1   ? micro_kernel_of<1>(v)

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "simd.h"
+#include "transpose.h"
 
 namespace tenarai {
 namespace TENARAI_ISA {
@@ -83,31 +84,6 @@ static inline void tile_product(float* c, i64 c_stride, const float* a, i64 a_st
                                         add);
 }
 
-// The lanes of `a` whose number has not the bit `width`, each followed by the one of `b` that
-// stands below it; or those with the bit, preceded by b's. One step of a transpose.
-template <int... I>
-struct LaneNumbers {};
-template <int n, int... I>
-struct LaneCount : LaneCount<n - 1, n - 1, I...> {};
-template <int... I>
-struct LaneCount<0, I...> {
-  using Type = LaneNumbers<I...>;
-};
-template <int width, int... I>
-TENARAI_INLINE void swap_lanes(vf* a, vf* b, LaneNumbers<I...>) {
-  const vf low = __builtin_shufflevector(*a, *b, (I & width ? kLanes + I - width : I)...);
-  *b = __builtin_shufflevector(*a, *b, (I & width ? kLanes + I : I + width)...);
-  *a = low;
-}
-template <int width>
-TENARAI_INLINE void transpose_steps(vf* rows) {
-  if constexpr (width < kLanes) {
-    for (int i = 0; i < kLanes; ++i)
-      if (!(i & width)) swap_lanes<width>(rows + i, rows + i + width, LaneCount<kLanes>::Type());
-    transpose_steps<2 * width>(rows);
-  }
-}
-
 // to (N, M) = from (M, N)ᵀ · factor. Rows of `to` are written up to a multiple of kLanes, with
 // zeros past M, where `pad`; else to their M elements.
 static inline void transpose(float* to, i64 to_stride, const float* from, i64 from_stride, i64 M,
@@ -120,7 +96,7 @@ static inline void transpose(float* to, i64 to_stride, const float* from, i64 fr
         const float* row = from + (m + i) * from_stride + n;
         rows[i] = i >= height ? vf{} : (width == kLanes ? load(row) : load_n(row, width)) * factor;
       }
-      transpose_steps<1>(rows);
+      transpose(rows);
       for (i64 i = 0; i < width; ++i) {
         float* row = to + (n + i) * to_stride + m;
         pad || height == kLanes ? store(row, rows[i]) : store_n(row, rows[i], height);

@@ -5,7 +5,7 @@
 #include "attention_tiles.h"
 #include "words.h"
 
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) && !defined(__AMX_TILE__)
 
 namespace tenarai {
 namespace TENARAI_ISA {
@@ -64,7 +64,7 @@ static inline void round_rows(const float* from, i64 from_stride, i64 rows, i64 
         largest = larger(largest, magnitude(load(x + i * from_stride + j)));
       most[i] = (vf)largest;
     }
-    transpose_steps<1>(most);
+    transpose(most);
     const Rounding rounding(largest_of(most));
     store_n(scales + r, rounding.scale, n);
     float inverse[kLanes];

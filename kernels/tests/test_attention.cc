@@ -1,6 +1,6 @@
 // Attention against plain loops in double: views with gaps between their rows, grouped heads, more
 // keys than queries, odd sizes, few queries and many, every option with every other, one thread and
-// several; in float32 and in words.
+// several; in float32, in words and, with AMX, in sums of bfloat16s.
 #include <algorithm>
 #include <cstring>
 #include <string>
@@ -179,7 +179,8 @@ void test_attention(const Kernels& k, Pool& pool, const Case& c) {
       " B=" + std::to_string(c.B) + " T=" + std::to_string(c.T) + " S=" + std::to_string(c.S) +
       " H=" + std::to_string(c.H) + " K=" + std::to_string(c.K) + " D=" + std::to_string(c.D) +
       (c.causal ? " causal" : " full") + " window=" + std::to_string(c.window) +
-      " options=" + std::to_string(c.options) + (c.products == Products::words ? " words" : "") +
+      " options=" + std::to_string(c.options) +
+      " products=" + std::to_string(static_cast<int>(c.products)) +
       " threads=" + std::to_string(pool.threads());
   const auto check = [&](const char* name, Array& got, const Doubles& want) {
     const std::string what = "attention " + std::string(name) + sizes;
@@ -228,7 +229,8 @@ void test_nan(const Kernels& k, Pool& pool, int64_t T, Products products) {
                       shape);
   for (int64_t t = 0; t < T; ++t) {
     const bool sees = t + S - T >= bad;
-    const bool shares = products == Products::words && has_vnni(k);
+    const bool shares =
+        is(k, "amx") ? products != Products::plain : products == Products::words && has_vnni(k);
     if (shares && !sees && t / 64 == (T - 1) / 64) continue;
     expect(std::isnan(y.at(0, t, 0, 0)) == sees, k.isa, "attention: NaN in a key", y.at(0, t, 0, 0),
            static_cast<double>(t));
@@ -267,6 +269,9 @@ void test_attention(const Kernels& k, Pool& pool) {
     if (!has_vnni(k)) return;  // float32, as above
     c.products = Products::words;
     test_attention(k, pool, c);
+    if (!is(k, "amx")) return;
+    c.products = Products::strassen;
+    test_attention(k, pool, c);
   };
   for (const bool causal : {true, false}) {
     for (int64_t D : {1, 2, 7, 16, 17, 31, 33, 48, 64, 80, 96, 127, 128, 129, 200, 256, 261})
@@ -282,7 +287,7 @@ void test_attention(const Kernels& k, Pool& pool) {
     words({1, 150, 150, 2, 1, 17, true, window});
     words({1, 100, 230, 1, 1, 33, true, window});
   }
-  for (const Products products : {Products::plain, Products::words}) {
+  for (const Products products : {Products::plain, Products::strassen, Products::words}) {
     test_same_bits(k, pool, products);
     test_nan(k, pool, 1, products);
     test_nan(k, pool, 70, products);

@@ -57,10 +57,10 @@ void test_linear(const Kernels& k, Pool& pool, int64_t M, int64_t I, int64_t O, 
     }
   // A sum of n products of numbers below 1, each rounded to 2^-24 of the sum so far.
   // In words both factors are off by half of the 4095th part of their block's greatest.
-  // With AMX words are two bfloat16s, each product off by 2^-17 or so.
+  // With AMX words are of two digits, 32,639.
   const double lost = products != Products::words            ? 1e-6
                       : is(k, "avx2") || is(k, "avx512vnni") ? 3e-4
-                      : is(k, "amx")                         ? 3e-6
+                      : is(k, "amx")                         ? 6e-5
                                                              : 1e-6;
   const double tolerance = lost * std::sqrt(static_cast<double>(M + I + O));
   char what[96];
@@ -142,8 +142,10 @@ void test_linear_threads(const Kernels& k, int64_t M, int64_t I, int64_t O) {
     }
   }
   compute(1, Products::plain, more);
-  expect(equal(more.y, one.y, M * O) == (M < 64), k.isa,
-         "linear: Strassen's scheme from 64 rows on", M, 64);
+  const int64_t least = is(k, "amx") ? 16 : 64;
+  expect(equal(more.y, one.y, M * O) == (M < least), k.isa,
+         "linear: Strassen's scheme or digits, from so many rows on", static_cast<double>(M),
+         static_cast<double>(least));
 }
 
 // Whole tiles and each kind of rest: of rows, of columns in one, two and three vectors, of k.
