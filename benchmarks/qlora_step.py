@@ -49,7 +49,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--answers", type=float, default=1.0, help="share of tokens that count")
     p.add_argument("--activations", choices=("float32", "words", "bytes"), default="words")
-    p.add_argument("--products", choices=("plain", "strassen", "words"), default="strassen",
+    p.add_argument("--products", choices=("plain", "fast", "words"), default="fast",
                    help="ours: of float32 matrices")  # fmt: skip
     p.add_argument("--recompute", action="store_true", help="ours keeps each block's input alone")
     p.add_argument("--alone", action="store_true", help="without PyTorch: speed and memory of ours")

@@ -32,7 +32,7 @@ static void multiply(Products products, Pool& pool, A a, B b, Epilogue epilogue,
 #if defined(TENARAI_AMX)
   using Three = DigitProduct<A, B, Epilogue, 3>;
   using Two = DigitProduct<A, B, Epilogue, 2>;
-  if (products == Products::strassen && Three::worthwhile(M, N, K))
+  if (products == Products::fast && Three::worthwhile(M, N, K))
     return Three{a, b, epilogue, row_sums, M, N, K}.run(pool);
   if (products == Products::words && Two::worthwhile(M, N, K))
     return Two{a, b, epilogue, row_sums, M, N, K}.run(pool);

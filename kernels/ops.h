@@ -20,9 +20,11 @@ struct Strides {
 // What activations become in products with quantised weights.
 enum class Activations { float32, words, bytes };
 
-// How large products of float32 matrices are made: as ever; with seven multiplications for eight
-// (strassen.h); in words with AVX-512 VNNI or AVX2 (word_gemm.h), by Strassen's scheme elsewhere.
-enum class Products { plain, strassen, words };
+// How large products of float32 matrices are made. plain: as ever. fast: as exact on the whole,
+// with seven multiplications for eight (strassen.h), or with AMX of 24-bit whole numbers
+// (digit_gemm.h). words: of 16-bit whole numbers with AMX, AVX-512 VNNI or AVX2 (word_gemm.h),
+// elsewhere fast.
+enum class Products { plain, fast, words };
 
 constexpr int64_t kNoWindow = int64_t{1} << 40;  // wider than any sequence is long
 

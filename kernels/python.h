@@ -94,9 +94,9 @@ inline void tokens_below(const Ids& tokens, int64_t V) {
 
 inline Products products_of(const std::string& name) {
   if (name == "plain") return Products::plain;
-  if (name == "strassen") return Products::strassen;
+  if (name == "fast") return Products::fast;
   if (name == "words") return Products::words;
-  fail("products: '" + name + "', expected 'plain', 'strassen' or 'words'");
+  fail("products: '" + name + "', expected 'plain', 'fast' or 'words'");
 }
 
 }  // namespace

@@ -270,7 +270,7 @@ void test_attention(const Kernels& k, Pool& pool) {
     c.products = Products::words;
     test_attention(k, pool, c);
     if (!is(k, "amx")) return;
-    c.products = Products::strassen;
+    c.products = Products::fast;
     test_attention(k, pool, c);
   };
   for (const bool causal : {true, false}) {
@@ -287,7 +287,7 @@ void test_attention(const Kernels& k, Pool& pool) {
     words({1, 150, 150, 2, 1, 17, true, window});
     words({1, 100, 230, 1, 1, 33, true, window});
   }
-  for (const Products products : {Products::plain, Products::strassen, Products::words}) {
+  for (const Products products : {Products::plain, Products::fast, Products::words}) {
     test_same_bits(k, pool, products);
     test_nan(k, pool, 1, products);
     test_nan(k, pool, 70, products);

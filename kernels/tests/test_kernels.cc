@@ -129,7 +129,7 @@ void test_linear_threads(const Kernels& k, int64_t M, int64_t I, int64_t O) {
     return std::memcmp(a.data(), b.data(), static_cast<size_t>(n) * 4) == 0;
   };
   Results one(M, I, O), more(M, I, O);
-  for (const Products products : {Products::plain, Products::words, Products::strassen}) {
+  for (const Products products : {Products::plain, Products::words, Products::fast}) {
     compute(1, products, one);
     for (const int threads : {2, 3, 4}) {
       compute(threads, products, more);
@@ -149,13 +149,13 @@ void test_linear_threads(const Kernels& k, int64_t M, int64_t I, int64_t O) {
 }
 
 // Whole tiles and each kind of rest: of rows, of columns in one, two and three vectors, of k.
-void test_strassen(const Kernels& k, Pool& pool) {
-  test_linear(k, pool, 125, 190, 187, Gelu::tanh, Products::strassen);
-  test_linear(k, pool, 248, 222, 254, Gelu::none, Products::strassen);
-  test_linear(k, pool, 250, 96, 450, Gelu::erf, Products::strassen);
+void test_fast(const Kernels& k, Pool& pool) {
+  test_linear(k, pool, 125, 190, 187, Gelu::tanh, Products::fast);
+  test_linear(k, pool, 248, 222, 254, Gelu::none, Products::fast);
+  test_linear(k, pool, 250, 96, 450, Gelu::erf, Products::fast);
   // A thread whose only strip has no right half.
   Pool twelve(12);
-  test_linear(k, twelve, 64, 97, 484, Gelu::none, Products::strassen);
+  test_linear(k, twelve, 64, 97, 484, Gelu::none, Products::fast);
 }
 
 // So too, with several blocks of k and blocks that are not whole.
@@ -264,7 +264,7 @@ int main() {
     for (const int threads : {1, 3}) {
       Pool pool(threads);
       test::test_linear(k, pool);
-      test::test_strassen(k, pool);
+      test::test_fast(k, pool);
       test::test_words(k, pool);
       test::test_cross_entropy(k, pool);
       test::test_optim(k, pool);

@@ -133,7 +133,7 @@ void test_quant(const Kernels& k, Pool& pool) {
   }
   const BlockCase& q4_0 = kBlockCases[3];
   test_backward(k, pool, q4_0, 9, 256, kExpandedRows + 38);  // more than are expanded at a time
-  test_backward(k, pool, q4_0, 128, 256, 300, Products::strassen);
+  test_backward(k, pool, q4_0, 128, 256, 300, Products::fast);
 }
 
 }  // namespace tenarai::test

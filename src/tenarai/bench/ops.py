@@ -102,7 +102,7 @@ def run(
     only: str = "",
     *,
     torch: bool = False,
-    products: str = "strassen",
+    products: str = "fast",
     isa: str | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class TrainBenchmark:
     peers: tuple[str, ...] = ()  # of "eager", "compile", "eager-bfloat16", "compile-bfloat16"
     recompute: bool = False
     saved_bfloat16: bool = False
-    products: str = "strassen"
+    products: str = "fast"
     isa: str | None = None
     malloc: bool = True  # glibc's settings that PyTorch gains from
 

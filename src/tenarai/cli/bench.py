@@ -58,8 +58,8 @@ PEERS = {
 
 threads_option = click.option("--threads", "-t", type=click.IntRange(1), default=None,
                               help="All of this process's cores by default.")  # fmt: skip
-products_option = click.option("--products", type=click.Choice(["plain", "strassen", "words"]),
-                               default="strassen", show_default=True,
+products_option = click.option("--products", type=click.Choice(["plain", "fast", "words"]),
+                               default="fast", show_default=True,
                                help="How ours makes large products.")  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one line of JSON only.")
 

@@ -29,7 +29,7 @@ except ImportError as missing:  # e.g. run from a source tree that was never bui
     _why_missing = str(missing)
 
 Array = np.ndarray
-PRODUCTS = ("plain", "strassen", "words")
+PRODUCTS = ("plain", "fast", "words")
 BFLOAT16 = np.dtype(np.uint16)  # NumPy has none: its bits
 
 
@@ -65,12 +65,15 @@ class Fast(Attention, LinearAttention, Loss):
     fastest for many rows, on CPUs with AVX-512 VNNI; words elsewhere), or are not ("float32"). So
     are their gradients in the backward, on CPUs with AVX-512 VNNI (words: 1e-4 of the product,
     bytes: 8e-3), and elsewhere they are not.
-    Large products of float32 matrices are as usual ("plain"), take seven multiplications for eight
-    ("strassen": 4 to 9 % less time, rounding errors 1.4 times as large, and a row's result depends
-    on the rows beside it), or are made of 16-bit whole numbers ("words": 1.6 times as fast with
-    AVX-512 VNNI, 1.3 with AVX2, off by 3e-4 of the product's norm, as with TF32); elsewhere "words"
-    is "strassen". With AVX-512 VNNI attention's products are in words then as well. Not for two
-    Python threads at once.
+    Large products of float32 matrices are as usual ("plain"), as exact on the whole but made of
+    fewer or cheaper multiplications ("fast"), or of 16-bit whole numbers ("words").
+    Fast: seven multiplications for eight (4 to 9 % less time, rounding errors 1.4 times as large,
+    and a row's result depends on the rows beside it); with AMX whole numbers of 24 bits (twice as
+    fast, rounding errors as usual, but relative to the greatest of a row's or column's 512), and
+    attention's products of sums of three bfloat16s, as exact as float32.
+    Words: 1.6 times as fast with AVX-512 VNNI, 1.3 with AVX2, off by 3e-4 of the product's norm, as
+    with TF32; with AMX 2.5 times, off by 7e-5. Attention's too, but with AVX2. Elsewhere "fast".
+    Not for two Python threads at once.
     """
 
     def __init__(
@@ -118,7 +121,9 @@ class Fast(Attention, LinearAttention, Loss):
         told = f"{self.threads} threads, {self.isa}"
         if self.products != "words":
             return told
-        there = "words" if self.has_words else "float32 (words need AVX2, or AVX-512 with VNNI)"
+        there = (
+            "words" if self.has_words else "float32 (words need AVX2, AMX, or AVX-512 with VNNI)"
+        )
         return f"{told}, products in {there}"
 
     @property

@@ -24,6 +24,7 @@ class Loss:
     _expanded: Any
     _product: Any
     _linear_backward: Any
+    products: Any
 
     def cross_entropy_forward(self, logits, targets, *, z_loss=0.0):
         dlogits = self.empty_like(logits)  # the gradient at dloss = 1
@@ -50,6 +51,9 @@ class Loss:
         logits = self._new(step, V)
         chosen = _Chosen(self, targets, step, C) if wanted(dw) is None else None
         expanded = self._expanded(w)  # once: how many blocks there are, the targets decide
+        share = None
+        if dx is not None and self.products != "plain" and isinstance(w, np.ndarray):
+            share = _TargetsShare(self, step, C)
         dw = wanted(dw)
         if isinstance(dw, Unwritten) and not len(rows):
             dw = cleared(dw)
@@ -61,8 +65,12 @@ class Loss:
             self._product(dlogits, block, w, None, None, "off")
             loss += self._run("cross_entropy", dlogits, targets[at], scale, z_loss)
             if dblock is not None:
+                if share:
+                    share.take(dlogits, targets[at])
                 self._linear_backward(dlogits, (block, w, "off"), dw, None, dblock, expanded)
                 dw = dw.array if isinstance(dw, Unwritten) else dw
+                if share:
+                    share.add(dblock, dw, block, w)
         return loss / count, dx
 
     def linear_cross_entropy_backward(self, saved):
@@ -82,6 +90,35 @@ def _blocks(rows, drows, step):
     for i in range(0, len(rows), step):
         at = slice(i, i + step)
         yield at, rows[at], None if drows is None else drows[at]
+
+
+class _TargetsShare:
+    """What the targets' own logits give to dx and dw, in float32. Products that round a row to a
+    part of its greatest number would lose the others beside a target's: at first its gradient is
+    -1, theirs 1 / V."""
+
+    def __init__(self, ops, step, C):
+        self._ops, self._rows = ops, ops._new(step, C)
+
+    def take(self, dlogits, targets):
+        """The targets' gradients, out of dlogits; 0 where there is none."""
+        if self._ops.arena.dry:
+            return
+        self._at = np.maximum(targets, 0)
+        places = np.arange(len(targets)), self._at
+        self._own = dlogits[places][:, None]
+        dlogits[places] = 0
+
+    def add(self, dx, dw, x, w):
+        if self._ops.arena.dry:
+            return
+        rows = self._rows[: len(x)]
+        np.take(w, self._at, axis=0, out=rows)
+        rows *= self._own
+        dx += rows
+        if dw is not None:
+            np.multiply(x, self._own, out=rows)
+            self._ops.embedding_backward(rows[None], (self._at[None], 0), dw)
 
 
 class _Chosen:
