@@ -1,5 +1,5 @@
-"""Attention in words: off by what 12 bits a number lose (16 with AMX) and no more, with every option;
-weights far below the greatest count; float32 for few queries or where there are no words."""
+"""Attention in words: off by what 12 bits a number lose (16 with AMX) and no more, with every
+option; weights far below the greatest count; float32 for few queries or without words."""
 
 import numpy as np
 import pytest

@@ -138,8 +138,8 @@ def test_gradients_of_a_model(words: fast.Fast) -> None:
     near, rounded = gradients(words)
     assert abs(near - loss) < 1e-5 * loss
     errors = {name: norm_error(rounded[name], grad) for name, grad in grads.items()}
-    # Measured: 0.7e-3 to 1.1e-3, with AMX 0.2e-3.
-    assert 1e-5 < max(errors.values()) < (5e-4 if words.isa == "amx" else 2e-3), errors
+    # Measured: 4e-4 to 7e-4, with AMX 1.4e-4.
+    assert 1e-5 < max(errors.values()) < (3e-4 if words.isa == "amx" else 1.5e-3), errors
 
 
 @pytest.mark.parametrize("isa", [i for i in fast.available_isas() if i not in WORDS])
