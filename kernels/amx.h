@@ -36,6 +36,10 @@ struct WholeTiles {
   WholeTiles& operator=(const WholeTiles&) = delete;
 };
 
+// Before tiles are loaded: what they are loaded from has been written. GCC's own functions do not
+// say that they read memory.
+TENARAI_INLINE void tiles_read_memory() { asm volatile("" ::: "memory"); }
+
 }  // namespace TENARAI_ISA
 }  // namespace tenarai
 

@@ -121,6 +121,7 @@ static void bfloat_block(float* c, i64 c_stride, const BfloatPanels<kParts>& a,
                          const BfloatPanels<kParts>& b, i64 steps, bool add) {
   const size_t row = static_cast<size_t>(c_stride) * 4;
   float *c1 = c + kLanes, *c2 = c + kLanes * c_stride, *c3 = c2 + kLanes;
+  tiles_read_memory();
   if (add) {
     _tile_loadd(0, c, row);
     if constexpr (kJ > 1) _tile_loadd(1, c1, row);

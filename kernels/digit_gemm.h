@@ -31,6 +31,7 @@ namespace TENARAI_ISA {
 template <int kDigits>
 TENARAI_INLINE void digit_sums(int32_t* sums, const float* a, const float* b, i64 steps,
                                Ahead* ahead) {
+  tiles_read_memory();
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
