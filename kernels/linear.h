@@ -23,6 +23,10 @@ struct Forward {
     return v;
   }
   vf finish(vf sum, i64, i64, i64) const { return sum; }
+  // The same for the rows from m on.
+  Forward from(i64 m) const {
+    return {c + m * stride, stride, bias, residual ? residual + m * stride : nullptr};
+  }
 };
 
 // The product as it is asked for, where that can be had and pays.

@@ -6,6 +6,7 @@
 // (quant_rows.h). For few rows of x a weight is read once.
 #include "ops.h"
 #include "parts.h"
+#include "quant_bfloats.h"
 #include "quant_bytes.h"
 #include "quant_gemm.h"
 #include "quant_gradient.h"
@@ -52,9 +53,7 @@ void forward_many(Pool& pool, const Forward& forward, const float* x, const Pane
       round_activations(activations, x + m0 * w.I, w.I, range.begin, range.end, limit,
                         w.reader.min_terms);
     });
-    const i64 stride = forward.stride;
-    const Forward part{forward.c + m0 * stride, stride, forward.bias,
-                       forward.residual ? forward.residual + m0 * stride : nullptr};
+    const Forward part = forward.from(m0);
     const Grid grid = choose_grid(rows, w.O, pool.threads());
     parallel(pool, [&](int thread) {
       void* panel = thread == 0 ? first + shared / 64 * 64 : pool.scratch(thread, sizeof(Panel));
@@ -65,7 +64,36 @@ void forward_many(Pool& pool, const Forward& forward, const float* x, const Pane
   }
 }
 
-#if defined(__AVX512VNNI__)
+#if defined(TENARAI_AMX)
+// Many rows in bfloat16, rounded for all threads.
+void forward_bfloats(Pool& pool, const Forward& forward, const float* x, const BfloatSource& w,
+                     i64 M) {
+  static_assert(kRowsRounded * kBfloatOutputs <= kBfloatSums, "there is room for a panel's sums");
+  const size_t shared = BfloatRows::bytes(at_most(M, kRowsRounded), w.I);
+  const size_t own = BfloatProduct::bytes(at_most(M, kRowsRounded));
+  char* first = static_cast<char*>(pool.scratch(0, shared + own));
+  for (i64 m0 = 0; m0 < M; m0 += kRowsRounded) {
+    const i64 rows = at_most(kRowsRounded, M - m0);
+    const BfloatRows activations(first, rows, w.I);
+    parallel(pool, [&](int thread) {
+      const Range tiles = split(activations.panels() * activations.steps, pool.threads(), thread);
+      activations.round(x + m0 * w.I, w.I, tiles.begin, tiles.end);
+    });
+    const Forward part = forward.from(m0);
+    // A panel is expanded by one thread, where there are panels for all.
+    const Grid grid = w.O >= pool.threads() * 4 * kBfloatOutputs
+                          ? Grid{1, pool.threads()}
+                          : choose_grid(rows, w.O, pool.threads());
+    parallel(pool, [&](int thread) {
+      void* memory = thread == 0 ? first + shared : pool.scratch(thread, own);
+      BfloatProduct{part, w, activations}.rectangle(
+          split(rows, grid.rows, thread / grid.columns, kBfloatRows),
+          split(w.O, grid.columns, thread % grid.columns, kBfloatOutputs),
+          static_cast<BfloatProduct::Memory*>(memory));
+    });
+  }
+}
+#elif defined(__AVX512VNNI__)
 // Many rows in bytes; the activations are rounded for all threads.
 void forward_bytes(Pool& pool, const Forward& forward, const float* x, const ByteSource& w, i64 M) {
   const size_t shared = ByteRows::bytes(at_most(M, kRowsRounded), w.I);
@@ -78,9 +106,7 @@ void forward_bytes(Pool& pool, const Forward& forward, const float* x, const Byt
       const Range range = split(activations.M, pool.threads(), thread);
       activations.round(x + m0 * w.I, w.I, w.I, rows, range.begin, range.end);
     });
-    const i64 stride = forward.stride;
-    const Forward part{forward.c + m0 * stride, stride, forward.bias,
-                       forward.residual ? forward.residual + m0 * stride : nullptr};
+    const Forward part = forward.from(m0);
     // A panel is expanded by one thread, where there are panels for all.
     const Grid grid = w.O >= pool.threads() * 4 * kCols ? Grid{1, pool.threads()}
                                                         : choose_grid(rows, w.O, pool.threads());
@@ -126,7 +152,12 @@ void quant_linear_forward(Pool& pool, float* y, const float* x, const uint8_t* w
   const auto integers = [&](auto sample) {
     const Reader reader = reader_of<decltype(sample)>();
     const QuantRows rows{reader, w, O, I, row_bytes};
-#if defined(__AVX512VNNI__)
+#if defined(TENARAI_AMX)
+    if (activations == Activations::bytes && M > kMostRows)
+      return forward_bfloats(
+          pool, forward, x,
+          BfloatSource{&put_blocks<decltype(sample)>, block_size(format), w, O, I, row_bytes}, M);
+#elif defined(__AVX512VNNI__)
     if (activations == Activations::bytes && M > kMostRows)
       return forward_bytes(pool, forward, x, ByteSource(rows, format), M);
 #endif

@@ -80,6 +80,18 @@ def rounding_bound(x: np.ndarray, w: np.ndarray, bytes_of_w: bool = False) -> np
     return bound
 
 
+def bfloat_bound(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """What rounding both to bfloat16 may change, at worst: each by 2^-8 of its size."""
+    return ((1 + 2**-8) ** 2 - 1) * (np.abs(x) @ np.abs(w).T)
+
+
+def bytes_bound(isa: str, x: np.ndarray, w: np.ndarray, k_format: bool) -> np.ndarray:
+    """Of activations="bytes". With AMX many rows are bfloat16."""
+    if isa == "amx" and len(x) > 8:
+        return bfloat_bound(x, w)
+    return rounding_bound(x, w, k_format)
+
+
 def cases(names):
     return [
         pytest.param(isa, name, id=f"{isa}-{name}") for isa in available_isas() for name in names
@@ -98,9 +110,10 @@ def test_forward_is_the_product_with_the_expanded_weight(isa, name, activations)
                 expected = x.astype(np.float64) @ w.T + b + residual
                 y, _ = ops.linear_forward(x, q, b, residual)
                 bound = float_bound(x, w)
-                if activations != "float32" and name in BLOCKS:
-                    k_format = FORMATS[name].block == 256
-                    bound += rounding_bound(x, w, activations == "bytes" and k_format)
+                if activations == "words" and name in BLOCKS:
+                    bound += rounding_bound(x, w)
+                if activations == "bytes" and name in BLOCKS:
+                    bound += bytes_bound(isa, x, w, FORMATS[name].block == 256)
                 assert (np.abs(y - expected) <= bound).all(), (I, O, M)
 
 
@@ -119,7 +132,8 @@ def test_few_rows_are_rounded_finer_than_bytes(isa, name):
 
 @pytest.mark.parametrize("isa, name", cases(["Q8_0", "Q4_1", "Q5_0"]))
 def test_in_bytes_an_outlier_leaves_its_neighbours_their_bits(isa, name):
-    """One of 32 activations is larger by a thousand: the others are rounded as if it were not."""
+    """One of 32 activations is larger by a thousand: the others are rounded as if it were not. (In
+    bfloat16 every number has its own bits.)"""
     ops = fast(1, isa, None, "bytes")
     q, w = weight(name, 37, 576)
     x = np.random.default_rng(1).uniform(-1, 1, (33, 576)).astype(np.float32)
@@ -129,7 +143,7 @@ def test_in_bytes_an_outlier_leaves_its_neighbours_their_bits(isa, name):
             x[m, i + (m + i // 32) % 32] *= 1000
             rest[m, i + (m + i // 32) % 32] = 0
     y, _ = ops.linear_forward(x, q)
-    bound = float_bound(x, w) + rounding_bound(rest, w)
+    bound = float_bound(x, w) + (bfloat_bound(x, w) if isa == "amx" else rounding_bound(rest, w))
     assert (np.abs(y - x.astype(np.float64) @ w.T) <= bound).all()
 
 
@@ -144,6 +158,40 @@ def test_rows_have_the_same_bits_alone_in_company_and_on_any_threads(isa, name, 
         for m in range(8):
             alone, _ = ops.linear_forward(x[m : m + 1], q)
             np.testing.assert_array_equal(alone[0], together[m])
+
+
+@pytest.mark.parametrize("isa, name", cases(["Q5_K", "Q6_K", "Q4_1"]))
+def test_prompts_longer_than_what_is_rounded_at_a_time(isa, name):
+    """More rows, inputs and outputs than any block: the product, and a row has the same bits among
+    others and on any threads."""
+    M, I, O = 1024 + 41, 1280, 600
+    ops = fast(2, isa, None, "bytes")
+    q, w = weight(name, O, I)
+    x, b, residual = inputs(M, I, O)
+    y, _ = ops.linear_forward(x, q, b, residual)
+    expected = x.astype(np.float64) @ w.T + b + residual
+    bound = float_bound(x, w) + bytes_bound(isa, x, w, FORMATS[name].block == 256)
+    assert (np.abs(y - expected) <= bound).all()
+    for threads in (1, 3):
+        again, _ = fast(threads, isa, None, "bytes").linear_forward(x, q, b, residual)
+        np.testing.assert_array_equal(again, y)
+    for first, rows in ((0, 9), (7, 16), (1000, 40), (1040, 25)):
+        at = slice(first, first + rows)
+        some, _ = ops.linear_forward(x[at], q, b, residual[at])
+        np.testing.assert_array_equal(some, y[at])
+
+
+@pytest.mark.parametrize("isa", available_isas())
+def test_what_is_not_a_number_stays_in_its_row_and_column(isa):
+    q, _ = weight("Q4_K", 70, 512)
+    broken = q.data.copy()
+    broken[50, 144 : 144 + 2] = np.array([np.nan], np.float16).view(np.uint8)
+    x, _, _ = inputs(45, 512, 70)
+    x[41, 511] = np.nan
+    y, _ = fast(2, isa, None, "bytes").linear_forward(x, QuantTensor(q.format, q.shape, broken))
+    expected = np.zeros((45, 70), bool)
+    expected[41] = expected[:, 50] = True
+    np.testing.assert_array_equal(np.isnan(y), expected)
 
 
 def rounds_gradients(isa: str, name: str, activations: str) -> bool:

@@ -52,8 +52,15 @@ std::string name_of(const char* what, const BlockCase& c, Activations kind, int6
 }
 constexpr Activations kKinds[] = {Activations::float32, Activations::words, Activations::bytes};
 
+// Of each number, the step of rounding to bfloat16 at its size or below: 8 bits.
+template <class Number>
+Doubles bfloat_steps(const Number* x, int64_t n) {
+  return steps(x, n, 1, 128);
+}
+
 // Activations are rounded to at most 1 / 2047 of the largest of 256, or 1 / 127 of that of 32, and
-// then a K format's weights to 1 / 127 of the largest of 128.
+// then a K format's weights to 1 / 127 of the largest of 128. With AMX the many rows that would be
+// bytes are bfloat16, as the weights are.
 void test_forward(const Kernels& k, Pool& pool, const BlockCase& c, int64_t M, int64_t I,
                   int64_t O) {
   Blocks w(c.format, O, I);
@@ -62,7 +69,9 @@ void test_forward(const Kernels& k, Pool& pool, const BlockCase& c, int64_t M, i
   Array x(M * I), b(O), residual(M * O), y(M * O);
   for (const Activations kind : kKinds) {
     if (w.size.weights == 1 && kind != Activations::float32) break;
-    const bool bytes = kind == Activations::bytes, rounded = kind != Activations::float32;
+    const bool bfloats = kind == Activations::bytes && is(k, "amx") && M > 8;
+    const bool bytes = kind == Activations::bytes && !bfloats;
+    const bool rounded = kind != Activations::float32;
     std::vector<Wanted> want(at(M * O));
     Doubles w_step(at(O * I));
     for (int64_t o = 0; o < O && bytes && w.size.weights == 256; ++o) {
@@ -70,10 +79,12 @@ void test_forward(const Kernels& k, Pool& pool, const BlockCase& c, int64_t M, i
       const Doubles all = steps(wide.data() + o * I, I, 256, 2000);
       for (int64_t i = 0; i < I; ++i) w_step[at(o * I + i)] = near[at(i)] + all[at(i)];
     }
+    if (bfloats) w_step = bfloat_steps(wide.data(), O * I);
     for (int64_t m = 0; m < M; ++m) {
-      const Doubles step = rounded
-                               ? steps(x.data() + m * I, I, bytes ? 32 : 256, bytes ? 127 : 2047)
-                               : Doubles(at(I));
+      const float* row = x.data() + m * I;
+      const Doubles step = bfloats   ? bfloat_steps(row, I)
+                           : rounded ? steps(row, I, bytes ? 32 : 256, bytes ? 127 : 2047)
+                                     : Doubles(at(I));
       for (int64_t o = 0; o < O; ++o) {
         Wanted to;
         to.sum = double{b[o]} + residual[m * O + o];
@@ -131,7 +142,8 @@ void test_quant(const Kernels& k, Pool& pool) {
     test_backward(k, pool, c, 1, odd, 1);
     test_backward(k, pool, c, 13, odd, 37);
   }
-  const BlockCase& q4_0 = kBlockCases[3];
+  const BlockCase &q4_0 = kBlockCases[3], &q4_1 = kBlockCases[4];
+  test_forward(k, pool, q4_1, 530, 544, 230);  // more than are expanded and summed at a time
   test_backward(k, pool, q4_0, 9, 256, kExpandedRows + 38);  // more than are expanded at a time
   test_backward(k, pool, q4_0, 128, 256, 300, Products::fast);
 }
