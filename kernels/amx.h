@@ -19,21 +19,32 @@ enum class Side { a, b };  // of a product, an operand's
 constexpr i64 kAmxRows = 16;                       // of a tile; the columns of a sum, too
 constexpr i64 kAmxBytes = 1024, kAmxFloats = 256;  // of a tile, contiguous
 
-// All eight tiles whole, for this thread and as long as this stands. The state is given up after,
-// since the kernel would save it with every switch, and because other libraries set their own.
+// All eight tiles whole, for this thread and as long as this stands. What was set before is set
+// again after: other libraries set their tiles once a thread. Where nothing was, the tiles are
+// given up, as the kernel would save them with every switch.
 struct WholeTiles {
   WholeTiles() {
-    // Constant: of a variable the compiler may not write what it thinks is not read (GCC 12).
-    static constexpr struct {
-      uint8_t palette = 1, start = 0, reserved[14] = {};
-      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } kConfig;
-    _tile_loadconfig(&kConfig);
+    asm volatile("sttilecfg %0" : "=m"(before_));
+    constexpr Config kWhole = {
+        1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+    asm volatile("ldtilecfg %0" ::"m"(kWhole));
   }
-  ~WholeTiles() { _tile_release(); }
+  ~WholeTiles() {
+    if (before_.palette)
+      asm volatile("ldtilecfg %0" ::"m"(before_));
+    else
+      _tile_release();
+  }
   WholeTiles(const WholeTiles&) = delete;
   WholeTiles& operator=(const WholeTiles&) = delete;
+
+ private:
+  struct Config {
+    uint8_t palette, start, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+  };
+  Config before_;
 };
 
 // Before tiles are loaded: what they are loaded from has been written. GCC's own functions do not

@@ -174,7 +174,10 @@ void quant_linear_backward(Pool& pool, float* dx, float* expanded, const float* 
                            const uint8_t* w, QuantFormat format, i64 M, i64 I, i64 O, i64 row_bytes,
                            Products products, Activations activations) {
   const PieceRows rows{expander(format), w, row_bytes};
-#if defined(__AVX512VNNI__)
+#if defined(TENARAI_AMX)
+  if (activations != Activations::float32 && block_size(format).weights > 1)
+    products = Products::words;
+#elif defined(__AVX512VNNI__)
   const i64 block = block_size(format).weights;
   if (activations == Activations::bytes && block > 1)
     return backward_rounded<GradientBytes>(pool, dx, dy, rows, block, M, I, O);
