@@ -100,7 +100,8 @@ void test_forward(const Kernels& k, Pool& pool, const BlockCase& c, int64_t M, i
 }
 
 // Where the CPU has VNNI dy is rounded to 1 / 8191 or 1 / 127 of the largest of 32 outputs, w to
-// that of 128 outputs.
+// that of 128 outputs. With AMX both are rounded to 1 / 32639 of the largest of 512, and products
+// of their lower digits, 128 steps each, are left out.
 void test_backward(const Kernels& k, Pool& pool, const BlockCase& c, int64_t M, int64_t I,
                    int64_t O, Products products = Products::plain) {
   Blocks w(c.format, O, I);
@@ -109,19 +110,23 @@ void test_backward(const Kernels& k, Pool& pool, const BlockCase& c, int64_t M, 
   Array dy(M * O), dx(M * I), expanded(kExpandedRows * I);
   for (const Activations kind : kKinds) {
     const bool rounded = kind != Activations::float32 && w.size.weights > 1 && has_vnni(k);
-    const double levels = kind == Activations::bytes ? 127 : 8191;
+    const bool amx = is(k, "amx");
+    const double levels = amx ? 32639 : kind == Activations::bytes ? 127 : 8191;
     std::vector<Wanted> want(at(M * I));
     Doubles w_step(at(O * I));
     for (int64_t i = 0; i < I && rounded; ++i) {
-      const Doubles column = steps(wide.data() + i, O, 128, levels, I);
+      const Doubles column = steps(wide.data() + i, O, amx ? 512 : 128, levels, I);
       for (int64_t o = 0; o < O; ++o) w_step[at(o * I + i)] = column[at(o)];
     }
     for (int64_t m = 0; m < M; ++m) {
-      const Doubles step = rounded ? steps(dy.data() + m * O, O, 32, levels) : Doubles(at(O));
+      const Doubles step =
+          rounded ? steps(dy.data() + m * O, O, amx ? 512 : 32, levels) : Doubles(at(O));
       for (int64_t o = 0; o < O; ++o)
-        for (int64_t i = 0; i < I; ++i)
-          want[at(m * I + i)].add(dy[m * O + o], wide[at(o * I + i)], step[at(o)],
-                                  w_step[at(o * I + i)]);
+        for (int64_t i = 0; i < I; ++i) {
+          Wanted& to = want[at(m * I + i)];
+          to.add(dy[m * O + o], wide[at(o * I + i)], step[at(o)], w_step[at(o * I + i)]);
+          if (amx) to.bound += 128 * 128 * step[at(o)] * w_step[at(o * I + i)];
+        }
     }
     k.quant_linear_backward(pool, dx.data(), expanded.data(), dy.data(), w.data(), c.format, M, I,
                             O, w.row_bytes, products, kind);
