@@ -244,7 +244,8 @@ def test_gradients_of_many_rows_and_outputs(isa, name, activations):
     dx = fast(2, isa, None, activations).linear_backward(dy, (x, q, "off"), None)
     rows = [0, 500, 1023, 1024, 1063]
     exact = dy[rows].astype(np.float64) @ w
-    most = {"words": 4e-4, "bytes": 2.5e-2}[activations]  # dy has outliers
+    # dy has outliers. With AMX both are words of 16 bits, beside an outlier for 512.
+    most = 6e-4 if isa == "amx" else {"words": 4e-4, "bytes": 2.5e-2}[activations]
     assert np.linalg.norm(dx[rows] - exact) < most * np.linalg.norm(exact)
     if not rounds_gradients(isa, name, activations):
         return
