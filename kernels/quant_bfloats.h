@@ -28,7 +28,7 @@
 namespace tenarai {
 namespace TENARAI_ISA {
 
-constexpr i64 kPanelDepth = 512, kMostExpanded = 8 * kPanelDepth;
+constexpr i64 kPanelDepth = 576, kMostExpanded = 7 * kPanelDepth;
 constexpr i64 kBfloatRows = 2 * kAmxRows;  // of x that meet a panel together
 constexpr i64 kBfloatSums = 1 << 17;       // of a thread at a time
 constexpr i64 kBfloatMostOutputs = 256;
