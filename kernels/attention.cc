@@ -38,13 +38,13 @@
 //         dqᵀ (D, 64) += kᵀ da
 //
 // Masks (attention_seen.h): products are made for the blocks of eight keys or so that a strip of
-// queries sees (in words: that a panel sees), so on the causal diagonal they stop above it.
-// Soft-cap and ALiBi change the tile a where it stands, dp with it: da = p (dp − D) (1 − tanh²). A
-// sink is one more score in l, and its gradient a sum over the queries of what is known without
-// keys.
+// queries sees (in words and bfloat16: that a panel sees), so on the causal diagonal they stop
+// above it. Soft-cap and ALiBi change the tile a where it stands, dp with it: da = p (dp − D) (1 −
+// tanh²). A sink is one more score in l, and its gradient a sum over the queries of what is known
+// without keys.
 //
-// The products are of floats (attention_floats.h) or of words (attention_words.h); what is between
-// them is in attention_softmax.h.
+// The products are of floats (attention_floats.h), of words (attention_words.h) or, with AMX, of
+// sums of bfloat16s (attention_bfloats.h); what is between them is in attention_softmax.h.
 #include "attention_bfloats.h"
 #include "attention_few.h"
 #include "attention_floats.h"

@@ -26,14 +26,15 @@ namespace TENARAI_ISA {
 
 constexpr i64 kBfloatDepth = 32;  // ks of a tile
 
-// pairs[part] of two vectors, one pair a lane. Parts are rounded to nearest, the last one of three,
-// which is exact, is cut. A NaN has a part that is one.
+// pairs[part] of two vectors, one pair a lane. Parts are rounded to nearest, the last one is cut
+// (of three it is exact): so each NaN has a part that is one. Numbers above 3.39e38 become
+// infinite.
 template <int kParts>
 TENARAI_INLINE void split_pair(vi* pairs, vf first, vf second) {
   constexpr int32_t kUpper = static_cast<int32_t>(0xffff0000u);
 #pragma GCC unroll 3
   for (int part = 0; part < kParts; ++part) {
-    const int32_t half = part == 2 ? 0 : 0x8000;
+    const int32_t half = part == kParts - 1 ? 0 : 0x8000;
     const vi a = (vi)first + half, b = (vi)second + half;
     pairs[part] = (vi)_mm512_mask_blend_epi16(0xaaaaaaaau, (__m512i)((vu)a >> 16), (__m512i)b);
     first -= (vf)(a & kUpper);

@@ -123,7 +123,7 @@ struct DigitProduct {
                 (m + kLines - 1) / kLines * steps * 16);
     alignas(64) int32_t sums[kDigits * kAmxFloats];
     alignas(64) float tile[kAmxFloats];
-    const vf columns = load(panel.scales);
+    const vf columns = load(panel.greatest);
     for (i64 i = 0; i < m; i += kLines, a_panels += Panel::floats(k)) {
       const i64 rows = at_most(kLines, m - i);
       ahead.c = Lines::of(epilogue.c + (i0 + i) * epilogue.stride + j0, epilogue.stride,
@@ -132,8 +132,9 @@ struct DigitProduct {
       for (i64 r = 0; r < kLines; ++r) {
         vf v = whole(sums + r * kLanes) * 256.0f + whole(sums + kAmxFloats + r * kLanes);
         if constexpr (kDigits == 3) v = v * 256.0f + whole(sums + 2 * kAmxFloats + r * kLanes);
-        constexpr float kPower = kDigits == 3 ? 65536.0f : 256.0f;  // of the least that is summed
-        store(tile + r * kLanes, v * (columns * (a_panels[steps * Panel::kStep + r] * kPower)));
+        // Of the least power that is summed; and small, so that neither product is out of range.
+        constexpr float kUnit = (kDigits == 3 ? 65536.0f : 256.0f) / Panel::kMost / Panel::kMost;
+        store(tile + r * kLanes, v * kUnit * a_panels[steps * Panel::kStep + r] * columns);
       }
       way.put(tile, i0 + i, rows, j0, n, streams);
     }

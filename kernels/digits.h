@@ -8,7 +8,7 @@
 //
 // A panel is 16 lines (rows of A or columns of B) wide:
 //     [K / 64][digits][tile of 1 KB]     a tile: 16 lines, 64 ks
-//     scales [16]
+//     the greatest |x| of each line [16]
 // A tile's row is a line of A, or four ks of all lines of B. Four are k, k + 16, k + 32 and k + 48,
 // which come from four vectors whichever way the operand lies in memory.
 #pragma once
@@ -32,11 +32,11 @@ struct DigitPanel {
   static constexpr float kMost = kDigits == 3 ? 8355710.0f : 32639.0f;  // one less: x · inverse
   static constexpr i64 kStep = kDigits * kAmxFloats;                    // floats of 64 ks
 
-  float *steps, *scales;
+  float *steps, *greatest;  // the latter of each line
 
   static i64 steps_of(i64 k) { return (k + kDigitDepth - 1) / kDigitDepth; }
   static i64 floats(i64 k) { return steps_of(k) * kStep + kLanes; }
-  DigitPanel(float* memory, i64 k) : steps(memory), scales(memory + steps_of(k) * kStep) {}
+  DigitPanel(float* memory, i64 k) : steps(memory), greatest(memory + steps_of(k) * kStep) {}
 
   // From lines [line, line + n) and ks [k0, k0 + k) of an operand, zeros where there is none.
   // sums (n) or null += those of the lines.
@@ -99,7 +99,7 @@ struct DigitPanel {
     if constexpr (!std::is_same_v<Map, Same>) {
       alignas(64) float mapped[kLanes * kMapped];
       for (i64 i = 0; i < k; ++i) store(mapped + i * kLanes, Map::map(row(i)));
-      return take<side>(Across<Same>{mapped, kLanes}, 0, kLanes, 0, k, sums);
+      return take<side>(Across<Same>{mapped, kLanes}, 0, n, 0, k, sums);
     } else {
       vi even = {}, odd = {};
       vf total = {};
@@ -141,9 +141,9 @@ struct DigitPanel {
   static constexpr i64 kMapped = 512;  // ks of lines that are changed first, at most
 
  private:
-  // Stores the scales of lines with these greatest magnitudes; what makes whole numbers of floats.
+  // Stores the greatest magnitudes of lines; what makes whole numbers of floats.
   vf scale(vi largest) const {
-    store(scales, (vf)largest * (1.0f / kMost));
+    store(greatest, (vf)largest);
     return (vf)largest > 1e-30f ? kMost / (vf)largest : vf{};
   }
   // The digits of a number below 2^24 as bytes of a lane.

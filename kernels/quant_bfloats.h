@@ -11,7 +11,7 @@
 //       for k, 512 or more at a time                           so do x's rows, 512 KB
 //         for outputs, kBfloatOutputs at a time
 //           expand them                                        in L2, too
-//           for k, kPanelDepth at a time                       weights stay in L1, 32 KB
+//           for k, kPanelDepth at a time                       weights stay in L1, 40 KB at most
 //             for rows, 32 at a time
 //               sums += weights × rows, two tiles by two
 //       transpose: y = start + sums
@@ -28,7 +28,9 @@
 namespace tenarai {
 namespace TENARAI_ISA {
 
-constexpr i64 kPanelDepth = 576, kMostExpanded = 7 * kPanelDepth;
+constexpr i64 kPanelDepth = 512, kMostExpanded = 8 * kPanelDepth;
+constexpr i64 kWholeDepth = 640;  // so many ks are one panel: 512 and a rest cost more
+static_assert(kPanelDepth % 256 == 0, "what is expanded are whole blocks of every format");
 constexpr i64 kBfloatRows = 2 * kAmxRows;  // of x that meet a panel together
 constexpr i64 kBfloatSums = 1 << 17;       // of a thread at a time
 constexpr i64 kBfloatMostOutputs = 256;
@@ -68,6 +70,7 @@ template <int kTiles>
 static void bfloat_kernel(float* sums, const uint16_t* w, const uint16_t* x, i64 next, i64 steps,
                           bool first) {
   constexpr i64 kSum = kAmxFloats;
+  tiles_read_memory();
   if (first) {
     _tile_zero(0);
     _tile_zero(2);
@@ -120,8 +123,9 @@ struct BfloatProduct {
     const i64 n = kBfloatSums / round_up(rows, kBfloatRows);
     return at_most(n / kBfloatOutputs * kBfloatOutputs, kBfloatMostOutputs);
   }
-  // Ks that are expanded at a time: the fewer rows, the more.
-  static i64 depth_of(i64 rows) {
+  // Ks of I that are expanded at a time: the fewer rows, the more.
+  static i64 depth_of(i64 rows, i64 I) {
+    if (I <= kWholeDepth) return I;
     const i64 k = kBfloatBlock / rows / kPanelDepth * kPanelDepth;
     return k < kPanelDepth ? kPanelDepth : at_most(k, kMostExpanded);
   }
@@ -133,7 +137,8 @@ struct BfloatProduct {
   void rectangle(Range rows, Range outputs, Memory* memory) const {
     if (rows.begin == rows.end) return;
     const WholeTiles tiles;
-    const i64 most = outputs_of(rows.end - rows.begin), depth = depth_of(rows.end - rows.begin);
+    const i64 most = outputs_of(rows.end - rows.begin),
+              depth = depth_of(rows.end - rows.begin, w.I);
     for (i64 o = outputs.begin; o < outputs.end; o += most) {
       const i64 end = at_most(o + most, outputs.end);
       for (i64 k = 0; k < w.I; k += depth)
@@ -157,16 +162,16 @@ struct BfloatProduct {
   };
   // Rows times panel number `panel`, ks from k on; asks for the next weights meanwhile.
   void times_rows(Range rows, Memory* memory, i64 panel, i64 k, i64 depth, Next next) const {
-    keep_in_memory(memory);  // the compiler does not know that tiles are loaded from there
     const i64 blocks = blocks_of(rows), n = at_most(depth, w.I - k);
-    for (i64 i = 0; i < n; i += kPanelDepth)
+    const i64 panel_depth = n <= kWholeDepth ? n : kPanelDepth;
+    for (i64 i = 0; i < n; i += panel_depth)
       for (i64 b = 0; b < blocks; ++b) {
         if (i == 0) w.prefetch(next.o, next.k, at_most(depth, w.I - next.k), b, blocks);
         const i64 m = rows.begin + b * kBfloatRows;
         const auto kernel = rows.end - m > kAmxRows ? &bfloat_kernel<2> : &bfloat_kernel<1>;
         kernel(memory->sums + (panel * blocks + b) * kBfloatOutputs * kBfloatRows,
                memory->panel + i / kBfloatStep * kStepStride, x.panel(m) + (k + i) * kAmxRows,
-               x.steps * kBfloatTile, at_most(kPanelDepth, n - i) / kBfloatStep, k + i == 0);
+               x.steps * kBfloatTile, at_most(panel_depth, n - i) / kBfloatStep, k + i == 0);
       }
   }
   void finish(Range rows, Range outputs, const float* sums) const {

@@ -2,8 +2,8 @@
 // holds them, at any address.
 //
 // Words: x as whole numbers of 12 bits and more (quant_activations.h), products in integers. Bytes:
-// of 8 bits (quant_bytes.h), and words for few rows. Float32: w in float32, a piece at a time
-// (quant_rows.h). For few rows of x a weight is read once.
+// of 8 bits (quant_bytes.h), with AMX bfloat16 (quant_bfloats.h), and words for few rows. Float32:
+// w in float32, a piece at a time (quant_rows.h). For few rows of x a weight is read once.
 #include "ops.h"
 #include "parts.h"
 #include "quant_bfloats.h"

@@ -148,7 +148,11 @@ void test_quant(const Kernels& k, Pool& pool) {
     test_backward(k, pool, c, 13, odd, 37);
   }
   const BlockCase &q4_0 = kBlockCases[3], &q4_1 = kBlockCases[4];
-  test_forward(k, pool, q4_1, 530, 544, 230);  // more than are expanded and summed at a time
+  // More than are expanded and summed at a time; a block of 256 weights among them.
+  test_forward(k, pool, q4_1, 530, 1184, 230);
+  test_forward(k, pool, q4_1, 26, 576, 50);
+  for (const BlockCase& c : kBlockCases)
+    if (block_size(c.format).weights == 256) test_forward(k, pool, c, 530, 1280, 40);
   test_backward(k, pool, q4_0, 9, 256, kExpandedRows + 38);  // more than are expanded at a time
   test_backward(k, pool, q4_0, 128, 256, 300, Products::fast);
 }

@@ -62,9 +62,9 @@ class Fast(Attention, LinearAttention, Loss):
     Results are the same bits for the same thread count and instruction set. With an arena,
     activations come from it. In products with quantised weights activations are rounded to whole
     numbers of 12 bits and more ("words": 1e-4 of the product), of 8 bits ("bytes": 5e-3, the
-    fastest for many rows, on CPUs with AVX-512 VNNI; words elsewhere), or are not ("float32"). So
-    are their gradients in the backward, on CPUs with AVX-512 VNNI (words: 1e-4 of the product,
-    bytes: 8e-3), and elsewhere they are not.
+    fastest for many rows, on CPUs with AVX-512 VNNI; with AMX bfloat16, 2e-3; words elsewhere), or
+    are not ("float32"). So are their gradients in the backward, on CPUs with AVX-512 VNNI (words:
+    1e-4 of the product, bytes: 8e-3) or AMX (1e-4), and elsewhere they are not.
     Large products of float32 matrices are as usual ("plain"), as exact on the whole but made of
     fewer or cheaper multiplications ("fast"), or of 16-bit whole numbers ("words").
     Fast: seven multiplications for eight (4 to 9 % less time, rounding errors 1.4 times as large,
