@@ -68,3 +68,14 @@ def test_gradients_of_a_model(isa: str) -> None:
     for name, want in grads["plain"].items():
         error = np.linalg.norm(grads["fast"][name] - want) / np.linalg.norm(want)
         assert error < 2.5e-6, (name, error)  # measured: at most 1.1e-6
+
+
+def test_a_loss_that_weighs_nothing(isa: str) -> None:
+    """dloss = 0: every gradient is zero."""
+    a = inputs(40, 64, 96)
+    targets = np.arange(40, dtype=np.int32)
+    for products in ("plain", "fast"):
+        dw = np.zeros_like(a["w"])
+        ops = fast.Fast(2, isa, products=products)
+        loss, dx = ops.linear_cross_entropy_forward(a["x"], a["w"], targets, dw, 0.0)
+        assert loss > 0 and not dx.any() and not dw.any()
