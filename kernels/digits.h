@@ -73,21 +73,11 @@ struct DigitPanel {
       transpose(most);
       float inverse[kLanes];
       store(inverse, scale(largest_of(most)));
-      for (i64 i = 0; i < k; i += kDigitDepth) {
-        vf digits[kDigits][kLanes];
-        const bool whole = n == kLanes && k - i >= kDigitDepth;
-#pragma GCC unroll 16
-        for (i64 r = 0; r < kLanes; ++r) {
-          vi four[4];
-#pragma GCC unroll 4
-          for (int j = 0; j < 4; ++j) {
+      put_steps<side == Side::b>(
+          n, k, [&](bool whole, i64 i, i64 r, i64 j) __attribute__((always_inline)) {
             const i64 at = i + j * kLanes;
-            four[j] = number((whole ? load(p + r * from.stride + at) : part(r, at)) * inverse[r]);
-          }
-          spread(digits, r, four);
-        }
-        put<side == Side::b>(i, digits);
-      }
+            return (whole ? load(p + r * from.stride + at) : part(r, at)) * inverse[r];
+          });
     }
   }
   template <Side side, class Map>
@@ -117,24 +107,11 @@ struct DigitPanel {
       if (sums)
         n == kLanes ? store(sums, load(sums) + total) : store_n(sums, load_n(sums, n) + total, n);
       const vf inverse = scale(larger(even, odd));
-      for (i = 0; i < k; i += kDigitDepth) {
-        vf digits[kDigits][kLanes];
-        const bool whole = n == kLanes && k - i >= kDigitDepth;
-#pragma GCC unroll 16
-        for (i64 r = 0; r < kLanes; ++r) {
-          vi four[4];
-#pragma GCC unroll 4
-          for (int j = 0; j < 4; ++j) {
+      put_steps<side == Side::a>(
+          n, k, [&](bool whole, i64 i, i64 r, i64 j) __attribute__((always_inline)) {
             const i64 at = i + r + j * kLanes;
-            four[j] = number((whole    ? load(p + at * from.stride)
-                              : at < k ? row(at)
-                                       : vf{}) *
-                             inverse);
-          }
-          spread(digits, r, four);
-        }
-        put<side == Side::a>(i, digits);
-      }
+            return (whole ? load(p + at * from.stride) : at < k ? row(at) : vf{}) * inverse;
+          });
     }
   }
 
@@ -161,6 +138,23 @@ struct DigitPanel {
       __m512i v = _mm512_mask_mov_epi8(moved(0, -j), 0x2222222222222222u, moved(1, 1 - j));
       v = _mm512_mask_mov_epi8(v, 0x4444444444444444u, moved(2, 2 - j));
       digits[j][r] = (vf)_mm512_mask_mov_epi8(v, 0x8888888888888888u, moved(3, 3 - j));
+    }
+  }
+  // All steps of n lines and k ks. Row r of the tiles of step i is of the numbers value(whole, i,
+  // r, j), four of them, which need not be looked for where the step is whole.
+  template <bool kTurned, class Value>
+  TENARAI_ALWAYS void put_steps(i64 n, i64 k, Value value) const {
+    for (i64 i = 0; i < k; i += kDigitDepth) {
+      vf digits[kDigits][kLanes];
+      const bool whole = n == kLanes && k - i >= kDigitDepth;
+#pragma GCC unroll 16
+      for (i64 r = 0; r < kLanes; ++r) {
+        vi four[4];
+#pragma GCC unroll 4
+        for (i64 j = 0; j < 4; ++j) four[j] = number(value(whole, i, r, j));
+        spread(digits, r, four);
+      }
+      put<kTurned>(i, digits);
     }
   }
   template <bool kTurned>

@@ -8,7 +8,7 @@
 
 #include "quant_dot.h"
 
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) && !defined(__AMX_TILE__)
 
 namespace tenarai {
 namespace TENARAI_ISA {

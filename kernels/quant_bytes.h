@@ -23,7 +23,7 @@
 
 #include "quant_byte_panels.h"
 
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) && !defined(__AMX_TILE__)
 
 namespace tenarai {
 namespace TENARAI_ISA {

@@ -26,7 +26,7 @@
 #include "quant_gemm.h"
 #include "quant_rows.h"
 
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) && !defined(__AMX_TILE__)
 
 namespace tenarai {
 namespace TENARAI_ISA {
