@@ -84,8 +84,8 @@ void sum_parts(float* to, const float* const* from, i64 parts, i64 offset, i64 n
 // panel of queries.
 template <class Tiles>
 void forward_units(Pool& pool, const AttentionForward& f, const AttentionShape& s) {
-  const Division work(s, pool);
-  work.run(pool, [&](int thread, Range units) {
+  const Division work(s, pool, 4);
+  work.run(pool, [&](int thread, Range units, int) {
     auto w = tiles_of<Tiles>(pool, thread, s);
     for (i64 unit = units.begin; unit < units.end; ++unit) {
       const Range panels = work.panels_of(unit);
@@ -98,7 +98,7 @@ void forward_units(Pool& pool, const AttentionForward& f, const AttentionShape& 
 
 template <class Tiles>
 void backward_units(Pool& pool, const AttentionBackward& f, const AttentionShape& s) {
-  const Division work(s, pool);
+  const Division work(s, pool, 2);
   const i64 W = round_up(s.D, kLanes), size = round_up(s.S, kLanes) * W;
   const auto tiles = [&](i64 thread) {
     const Range units = work.units_of(thread);
@@ -114,11 +114,13 @@ void backward_units(Pool& pool, const AttentionBackward& f, const AttentionShape
                 1.0f);
     }
   };
-  work.run(pool, [&](int thread, Range units) {
+  for (i64 thread = 0; thread < work.threads; ++thread) tiles(thread);  // so that others find them
+  work.run(pool, [&](int thread, Range units, int owner) {
     Tiles w = tiles(thread);
+    const Tiles kept = work.parts > 1 ? tiles(owner) : w;  // has the parts of dk and dv
     for (i64 unit = units.begin; unit < units.end; ++unit) {
-      const i64 slot = work.parts > 1 ? unit - units.begin : 0;
-      float *dk = w.dk + slot * size, *dv = w.dv + slot * size;
+      const i64 slot = work.parts > 1 ? unit - work.units_of(owner).begin : 0;
+      float *dk = kept.dk + slot * size, *dv = kept.dv + slot * size;
       for (i64 i = 0; i < size; ++i) dk[i] = dv[i] = 0;
       const Range panels = work.panels_of(unit);
       w.take_keys(f, s, work.panel(unit, panels.begin), panels.end - panels.begin > 1);

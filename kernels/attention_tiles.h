@@ -80,11 +80,13 @@ static inline i64 first_tile(const AttentionShape& s, i64 t) {
 }
 
 // Into how many parts each of `heads` equal pieces of work goes so that threads get nearly as much.
-static inline i64 balanced_parts(i64 heads, i64 most, i64 threads) {
+// At least `least` a thread, as far as that goes.
+static inline i64 balanced_parts(i64 heads, i64 most, i64 threads, i64 least = 1) {
   i64 parts = 1;
   double best = 0;
   most = at_most(at_most(most, 2 * threads), kMaxParts);
   for (i64 n = 1; n <= most && best < 0.9; ++n) {
+    if (heads * n < least * threads && n < most) continue;
     const i64 rounds = (heads * n + threads - 1) / threads;
     const double busy = static_cast<double>(heads * n) / static_cast<double>(rounds * threads);
     if (busy > best) best = busy, parts = n;
@@ -98,11 +100,12 @@ struct Division {
   const AttentionShape& shape;
   i64 threads, panels, parts = 1;
 
-  Division(const AttentionShape& s, const Pool& pool)
+  // least: units a thread should have, of which others can take those that it has not begun.
+  Division(const AttentionShape& s, const Pool& pool, i64 least)
       : shape(s), threads(pool.threads()), panels(s.H / s.K * ((s.T + kPanel - 1) / kPanel)) {
     const i64 heads = s.B * s.K, work = heads * panels * s.S * s.D;
     if (work < 4096) threads = 1;
-    parts = balanced_parts(heads, panels, threads);
+    parts = balanced_parts(heads, panels, threads, least);
   }
 
   i64 units() const { return shape.B * shape.K * parts; }
@@ -146,14 +149,12 @@ struct Division {
     return range;
   }
 
-  // f(thread, units): on each thread that has some.
+  // f(thread, some units, whose they are): all units, each once.
   template <class F>
   void run(Pool& pool, F&& f) const {
-    if (threads == 1) return f(0, units_of(0));
-    parallel(pool, [&](int thread) {
-      const Range mine = units_of(thread);
-      if (mine.begin < mine.end) f(thread, mine);
-    });
+    if (threads == 1) return f(0, units_of(0), 0);
+    parallel_pieces(pool, units(), threads, 1,
+                    [&](int thread, Pool::Piece piece) { f(thread, piece.range, piece.owner); });
   }
 };
 

@@ -79,9 +79,8 @@ static double row_loss(float* x, i64 V, int32_t target, float scale, double z) {
 double cross_entropy(Pool& pool, float* logits, const int32_t* targets, i64 M, i64 V, float scale,
                      float z_loss) {
   double* losses = static_cast<double*>(pool.scratch(0, static_cast<size_t>(M) * 8));
-  parallel(pool, [&](int thread) {
-    const Range r = split(M, pool.threads(), thread);
-    for (i64 i = r.begin; i < r.end; ++i)
+  parallel_pieces(pool, M, pool.threads(), 1, [&](int, Pool::Piece piece) {
+    for (i64 i = piece.range.begin; i < piece.range.end; ++i)
       losses[i] = row_loss(logits + i * V, V, targets[i], scale, z_loss);
   });
   double total = 0;  // in the rows' order: the same bits for every thread count

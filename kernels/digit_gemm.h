@@ -84,7 +84,7 @@ struct DigitProduct {
 
   static constexpr i64 kDepth = 512, kLines = kAmxRows;
   static_assert(kDepth <= Panel::kMapped, "what is changed first has room");
-  static constexpr i64 kRowGrain = kLines, kColumnGrain = kLines;
+  static constexpr i64 kRowGrain = kLines, kColumnGrain = kLines, kPanel = kLines;
   static constexpr i64 kLineGrain = kLines, kPackGrain = kLines;
   static constexpr i64 kBlock = 512 * kDepth;
   i64 block_depth() const { return even_block(K, kDepth, kDigitDepth); }
@@ -98,8 +98,8 @@ struct DigitProduct {
                                   sums && row_sums ? row_sums + i0 + i : nullptr);
   }
 
-  void times_columns(const float* a_panels, float* b_panel, i64 i0, i64 m, Range columns, i64 k0,
-                     i64 k) const {
+  void times_columns(const float* a_panels, float* b_panel, i64 i0, i64 m, Range columns,
+                     Range share, i64 k0, i64 k) const {
     const i64 depth = block_depth();
     const Panel panel(b_panel, k);
     const WholeTiles tiles;
@@ -107,7 +107,7 @@ struct DigitProduct {
       const i64 n = at_most(kLines, columns.end - j0);
       panel.template take<Side::b>(b, j0, n, k0, k, nullptr);
       strip(a_panels, panel, i0, m, j0, n, k, k0 == 0, k0 + k == K,
-            next_panel(columns, j0, kLines, k0, depth, K));
+            next_panel(share, j0, kLines, k0, depth, K));
     }
     if (Epilogue::kStreams) stream_end();
   }

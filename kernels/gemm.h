@@ -1,12 +1,12 @@
 // The matrix product: C (M, N) = Σ_k A(i, k) B(k, j), whatever the operands' layout (pack.h) and
 // whatever happens to a tile of C when it is done (the epilogue).
 //
-//   each thread has a rectangle of C, for itself
+//   each thread has a rectangle of C
 //     for rows of it, kRowBlock at a time
 //       for k, kDepthBlock at a time
 //         pack A: kRowBlock × kDepthBlock                    stays in L2, 768 KB; shared by the
 //                                                            threads that have these rows
-//         for columns, kCols at a time
+//         for columns, kCols at a time                       then those that others have not begun
 //           pack B: kDepthBlock × kCols                      L1 and L2, 72 KB
 //           for rows of the block, kRows at a time           A panel in L1, 12 KB
 //             micro-kernel: kRows × kCols of C in registers  (micro.h)
@@ -59,6 +59,23 @@ static Grid choose_grid(i64 M, i64 N, i64 threads) {
   return best;
 }
 
+// In what multiples N columns are shared out. Few are as they lie: panels that are not whole cost
+// more.
+static inline i64 share_grain(Grid grid, i64 N, i64 panel, i64 grain) {
+  const i64 even = round_up((N + grid.columns - 1) / grid.columns, grain);
+  return even < 4 * panel ? even : panel;
+}
+
+// f(thread, rows, columns) for pieces of all rectangles: rows in multiples of row_grain, columns in
+// panels.
+template <class F>
+static void each_rectangle(Pool& pool, Grid grid, i64 M, i64 row_grain, i64 N, i64 panel, F&& f) {
+  const i64 grain = share_grain(grid, N, panel, panel);
+  parallel_pieces(pool, N, grid.columns, grain, [&](int thread, Pool::Piece piece) {
+    f(thread, split(M, grid.rows, piece.owner / grid.columns, row_grain), piece.range);
+  });
+}
+
 // sums (m) += Σ_k of the rows in panels.
 static void add_row_sums(float* sums, const float* panels, i64 m, i64 K) {
   for (i64 i = 0; i < m; i += kRows) {
@@ -84,17 +101,18 @@ static inline PlaceOfB next_panel(Range columns, i64 j0, i64 width, i64 k0, i64 
   return {j, at_most(width, columns.end - j), k, at_most(depth, K - k)};
 }
 
-// Computes a product block by block. Threads whose rectangles have the same rows pack them
-// together. P has M, N, K and
+// Computes a product block by block. P has M, N, K and
 //   kRowGrain, kColumnGrain    its rows and columns are shared out in multiples of these
+//   kPanel                     columns of a panel of B
 //   kLineGrain, kPackGrain     a block's rows are such a multiple, and what a thread packs of them
 //   kBlock                     rows times ks of a block, at most
 //   block_depth()              the ks of a block
 //   a_floats(lines, k), b_floats(k)   the sizes of panels of A and of B
 //   pack_rows(panels, i0, m, part, k0, k, sums)   fills A's panels for a part of the m rows from i0
 //                                                 on; `sums`: adds up these rows too
-//   times_columns(panels, own, i0, m, columns, k0, k)   multiplies them by columns of B, which are
-//                                                       packed into memory of the thread's own
+//   times_columns(panels, own, i0, m, columns, share, k0, k)
+//       multiplies them by columns of B, which are packed into memory of the thread's own; those of
+//       the share probably come next
 template <class P>
 static void compute_blocks(Pool& pool, const P& product) {
   constexpr i64 kWorthSharing = 1 << 14;  // floats of A that pay for waiting twice
@@ -102,28 +120,39 @@ static void compute_blocks(Pool& pool, const P& product) {
   const i64 depth = product.block_depth();
   const i64 most = round_up((product.M + grid.rows - 1) / grid.rows, P::kRowGrain);
   const i64 lines = even_block(most, P::kBlock / depth, P::kLineGrain);
-  const bool together = grid.columns > 1 && lines * depth >= kWorthSharing;
+  const bool together = pool.threads() > 1 && lines * depth >= kWorthSharing;
   const i64 a_floats = product.a_floats(lines, depth);
   const size_t bytes = static_cast<size_t>(a_floats + product.b_floats(depth)) * sizeof(float);
   const auto memory = [&](i64 thread) {
     return static_cast<float*>(pool.scratch(static_cast<int>(thread), bytes));
   };
   for (int thread = 0; thread < pool.threads(); ++thread) memory(thread);  // now, so it stays
+  const i64 grain = share_grain(grid, product.N, P::kPanel, P::kColumnGrain);
+
   // Line i of the thread's rectangle, and k0, are where the block begins.
-  const auto block = [&](int thread, i64 i, i64 k0, bool packs, bool multiplies) {
+  struct Block {
+    i64 i0, m, k0, k, column;
+    float* panels;
+  };
+  const auto block_of = [&](int thread, i64 i, i64 k0) {
     const i64 column = thread % grid.columns;
     const Range rows = split(product.M, grid.rows, thread / grid.columns, P::kRowGrain);
-    const i64 i0 = rows.begin + i, m = at_most(lines, rows.end - i0);
-    const i64 k = at_most(depth, product.K - k0);
-    if (m <= 0) return;
-    float* panels = memory(together ? thread - column : thread);
-    if (packs)
-      product.pack_rows(panels, i0, m,
-                        together ? split(m, grid.columns, column, P::kPackGrain) : Range{0, m}, k0,
-                        k, together || column == 0);
-    if (multiplies)
-      product.times_columns(panels, memory(thread) + a_floats, i0, m,
-                            split(product.N, grid.columns, column, P::kColumnGrain), k0, k);
+    const i64 i0 = rows.begin + i;
+    return Block{i0,     at_most(lines, rows.end - i0),
+                 k0,     at_most(depth, product.K - k0),
+                 column, memory(together ? thread - column : thread)};
+  };
+  const auto pack = [&](const Block& block, Range part, bool sums) {
+    if (block.m > 0)
+      product.pack_rows(block.panels, block.i0, block.m, part, block.k0, block.k, sums);
+  };
+  const auto multiply = [&](const Block& block, int thread, Range columns, Range share) {
+    if (block.m > 0)
+      product.times_columns(block.panels, memory(thread) + a_floats, block.i0, block.m, columns,
+                            share, block.k0, block.k);
+  };
+  const auto share_of = [&](const Block& block) {
+    return split(product.N, grid.columns, block.column, grain);
   };
   const auto each_block = [&](auto visit) {
     for (i64 i = 0; i < most; i += lines)
@@ -131,12 +160,22 @@ static void compute_blocks(Pool& pool, const P& product) {
   };
   if (together)
     each_block([&](i64 i, i64 k0) {
-      parallel(pool, [&](int thread) { block(thread, i, k0, true, false); });
-      parallel(pool, [&](int thread) { block(thread, i, k0, false, true); });
+      parallel(pool, [&](int thread) {
+        const Block block = block_of(thread, i, k0);
+        pack(block, split(block.m, grid.columns, block.column, P::kPackGrain), true);
+      });
+      parallel_pieces(pool, product.N, grid.columns, grain, [&](int thread, Pool::Piece piece) {
+        const Block block = block_of(piece.owner, i, k0);
+        multiply(block, thread, piece.range, share_of(block));
+      });
     });
   else
     parallel(pool, [&](int thread) {
-      each_block([&](i64 i, i64 k0) { block(thread, i, k0, true, true); });
+      each_block([&](i64 i, i64 k0) {
+        const Block block = block_of(thread, i, k0);
+        pack(block, {0, block.m}, block.column == 0);
+        multiply(block, thread, share_of(block), share_of(block));
+      });
     });
 }
 
@@ -209,7 +248,8 @@ struct Product {
   float* row_sums;
   i64 M, N, K;
 
-  static constexpr i64 kRowGrain = kRows, kColumnGrain = kLanes, kPackGrain = 2 * kLanes;
+  static constexpr i64 kRowGrain = kRows, kColumnGrain = kLanes, kPanel = kCols;
+  static constexpr i64 kPackGrain = 2 * kLanes;
   static constexpr i64 kLineGrain = kRows > kLanes ? kRows : kLanes;
   static constexpr i64 kBlock = kRowBlock * kDepthBlock;
 
@@ -229,13 +269,13 @@ struct Product {
     if (sums && row_sums) add_row_sums(row_sums + i, to, m, k);
   }
 
-  void times_columns(const float* a_panels, float* b_panel, i64 i0, i64 m, Range columns, i64 k0,
-                     i64 k) const {
+  void times_columns(const float* a_panels, float* b_panel, i64 i0, i64 m, Range columns,
+                     Range share, i64 k0, i64 k) const {
     const i64 depth = block_depth();
     for (i64 j0 = columns.begin; j0 < columns.end; j0 += kCols) {
       const i64 n = at_most(kCols, columns.end - j0);
       b.template pack<kCols>(b_panel, j0, n, k0, k);
-      const PlaceOfB next = next_panel(columns, j0, kCols, k0, depth, K);
+      const PlaceOfB next = next_panel(share, j0, kCols, k0, depth, K);
       strip(a_panels, b_panel, i0, m, j0, n, k, k0 == 0, k0 + k == K, next);
     }
     if (Epilogue::kStreams) stream_end();

@@ -28,8 +28,8 @@ static void adamw_range(float* __restrict p, const float* __restrict g, float* _
 }
 
 void adamw_step(Pool& pool, float* p, const float* g, float* m, float* v, i64 n, const AdamW& a) {
-  parallel(pool, [&](int thread) {
-    const Range r = split(n, pool.threads(), thread, 1024);
+  parallel_pieces(pool, n, pool.threads(), 1 << 14, [&](int, Pool::Piece piece) {
+    const Range r = piece.range;
     adamw_range(p + r.begin, g + r.begin, m + r.begin, v + r.begin, r.end - r.begin, a);
   });
 }
@@ -55,9 +55,8 @@ static double square_sum_range(const float* x, i64 n) {
 double square_sum(Pool& pool, const float* x, i64 n) {
   const i64 block = 1 << 16, blocks = (n + block - 1) / block;
   double* sums = static_cast<double*>(pool.scratch(0, static_cast<size_t>(blocks) * 8));
-  parallel(pool, [&](int thread) {
-    const Range r = split(blocks, pool.threads(), thread);
-    for (i64 i = r.begin; i < r.end; ++i)
+  parallel_pieces(pool, blocks, pool.threads(), 1, [&](int, Pool::Piece piece) {
+    for (i64 i = piece.range.begin; i < piece.range.end; ++i)
       sums[i] = square_sum_range(x + i * block, i + 1 < blocks ? block : n - i * block);
   });
   double total = 0;

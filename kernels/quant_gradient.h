@@ -313,13 +313,11 @@ static void backward_rounded(Pool& pool, float* dx, const float* dy, const Piece
       const OutputPanels panels{w, I, o0, o0 + n};
       const GradientProduct<Kind> product{dx + m0 * I, I, rounded.groups, panels, rounded};
       const Grid grid = choose_grid(rows, I, pool.threads());
-      parallel(pool, [&](int thread) {
-        void* memory = thread == 0 ? first + shared : pool.scratch(thread, own);
-        product.rectangle(split(rows, grid.rows, thread / grid.columns, Kind::kTile),
-                          split(I, grid.columns, thread % grid.columns,
-                                block == kSuperBlock ? kSuperBlock : 2 * kCols),
-                          memory);
-      });
+      const auto rectangle = [&](int thread, Range some, Range inputs) {
+        product.rectangle(some, inputs, thread == 0 ? first + shared : pool.scratch(thread, own));
+      };
+      each_rectangle(pool, grid, rows, Kind::kTile, I,
+                     block == kSuperBlock ? kSuperBlock : 2 * kCols, rectangle);
     }
 }
 

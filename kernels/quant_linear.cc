@@ -55,12 +55,11 @@ void forward_many(Pool& pool, const Forward& forward, const float* x, const Pane
     });
     const Forward part = forward.from(m0);
     const Grid grid = choose_grid(rows, w.O, pool.threads());
-    parallel(pool, [&](int thread) {
+    const auto rectangle = [&](int thread, Range some, Range outputs) {
       void* panel = thread == 0 ? first + shared / 64 * 64 : pool.scratch(thread, sizeof(Panel));
-      QuantProduct{part, w, activations}.rectangle(
-          split(rows, grid.rows, thread / grid.columns, kRows),
-          split(w.O, grid.columns, thread % grid.columns, kCols), static_cast<Panel*>(panel));
-    });
+      QuantProduct{part, w, activations}.rectangle(some, outputs, static_cast<Panel*>(panel));
+    };
+    each_rectangle(pool, grid, rows, kRows, w.O, kCols, rectangle);
   }
 }
 
@@ -84,13 +83,15 @@ void forward_bfloats(Pool& pool, const Forward& forward, const float* x, const B
     const Grid grid = w.O >= pool.threads() * 4 * kBfloatOutputs
                           ? Grid{1, pool.threads()}
                           : choose_grid(rows, w.O, pool.threads());
-    parallel(pool, [&](int thread) {
+    const auto rectangle = [&](int thread, Range some, Range outputs) {
       void* memory = thread == 0 ? first + shared : pool.scratch(thread, own);
-      BfloatProduct{part, w, activations}.rectangle(
-          split(rows, grid.rows, thread / grid.columns, kBfloatRows),
-          split(w.O, grid.columns, thread % grid.columns, kBfloatOutputs),
-          static_cast<BfloatProduct::Memory*>(memory));
-    });
+      BfloatProduct{part, w, activations}.rectangle(some, outputs,
+                                                    static_cast<BfloatProduct::Memory*>(memory));
+    };
+    // Rows that exceed L2 are read again for each piece.
+    const bool large = w.O / grid.columns >= 4 * kBfloatMostOutputs;
+    each_rectangle(pool, grid, rows, kBfloatRows, w.O, large ? kBfloatMostOutputs : kBfloatOutputs,
+                   rectangle);
   }
 }
 #elif defined(__AVX512VNNI__)
@@ -110,13 +111,12 @@ void forward_bytes(Pool& pool, const Forward& forward, const float* x, const Byt
     // A panel is expanded by one thread, where there are panels for all.
     const Grid grid = w.O >= pool.threads() * 4 * kCols ? Grid{1, pool.threads()}
                                                         : choose_grid(rows, w.O, pool.threads());
-    parallel(pool, [&](int thread) {
+    const auto rectangle = [&](int thread, Range some, Range outputs) {
       void* memory = thread == 0 ? first + shared : pool.scratch(thread, own);
-      ByteProduct{part, w, activations}.rectangle(
-          split(rows, grid.rows, thread / grid.columns, kTileRows),
-          split(w.O, grid.columns, thread % grid.columns, kCols),
-          static_cast<ByteProduct::Memory*>(memory));
-    });
+      ByteProduct{part, w, activations}.rectangle(some, outputs,
+                                                  static_cast<ByteProduct::Memory*>(memory));
+    };
+    each_rectangle(pool, grid, rows, kTileRows, w.O, kCols, rectangle);
   }
 }
 #endif

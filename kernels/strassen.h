@@ -55,7 +55,7 @@ struct SevenProducts {
 
   void run(Pool& pool) const { compute_blocks(pool, *this); }
 
-  static constexpr i64 kRowGrain = kPairRows, kColumnGrain = kPairCols;
+  static constexpr i64 kRowGrain = kPairRows, kColumnGrain = kPairCols, kPanel = kPairCols;
   static constexpr i64 kLineGrain = kPairRows, kPackGrain = 4 * kPairRows;
   static constexpr i64 kPairDepth = 384, kPairRowBlock = 512, kBlock = kPairRowBlock * kPairDepth;
   i64 block_depth() const { return even_block(K, kPairDepth, 16); }
@@ -69,14 +69,14 @@ struct SevenProducts {
              sums && row_sums ? row_sums + i0 + i : nullptr);
   }
 
-  void times_columns(const float* a_panels, float* b_panels, i64 i0, i64 m, Range columns, i64 k0,
-                     i64 k) const {
+  void times_columns(const float* a_panels, float* b_panels, i64 i0, i64 m, Range columns,
+                     Range share, i64 k0, i64 k) const {
     const i64 low = first_half(k), depth = block_depth();
     for (i64 j0 = columns.begin; j0 < columns.end; j0 += kPairCols) {
       const i64 n = at_most(kPairCols, columns.end - j0);
       pack_b(b_panels, j0, n, k0, low, k - low);
       strip(a_panels, b_panels, i0, m, j0, n, low, k0 == 0, k0 + k == K,
-            next_panel(columns, j0, kPairCols, k0, depth, K));
+            next_panel(share, j0, kPairCols, k0, depth, K));
     }
     if (Epilogue::kStreams) stream_end();
   }

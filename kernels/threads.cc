@@ -26,6 +26,30 @@ void pause() {
 #endif
 }
 
+// What is left of a thread's share, in grains: the first in the upper half, the end in the lower.
+// A line of the cache to itself.
+struct alignas(64) Share {
+  std::atomic<uint64_t> left{0};
+
+  void set(Range r) {
+    left.store(static_cast<uint64_t>(r.begin) << 32 | static_cast<uint64_t>(r.end));
+  }
+  // Several from the front, for the owner, or one from the back.
+  bool take(bool front, Range* taken) {
+    uint64_t now = left.load(std::memory_order_relaxed);
+    for (;;) {
+      const uint64_t begin = now >> 32, end = now & 0xffffffffu;
+      if (begin >= end) return false;
+      const uint64_t count = front ? 1 + (end - begin) / 8 : 1;
+      const uint64_t rest = front ? (begin + count) << 32 | end : begin << 32 | (end - 1);
+      if (!left.compare_exchange_weak(now, rest)) continue;
+      *taken = {static_cast<int64_t>(front ? begin : end - 1),
+                static_cast<int64_t>(front ? begin + count : end)};
+      return true;
+    }
+  }
+};
+
 struct Scratch {
   void* memory = nullptr;
   size_t bytes = 0;
@@ -50,8 +74,10 @@ struct Pool::State {
   std::condition_variable wake, done;
   std::vector<std::thread> workers;
   std::vector<Scratch> scratch;
+  std::vector<Share> shares;
+  int64_t shared = 0, grain = 1;
 
-  explicit State(int threads) : taken(threads), scratch(threads) {}
+  explicit State(int threads) : taken(threads), scratch(threads), shares(threads) {}
 
   bool take(int thread, uint64_t of_job) {
     uint64_t before = of_job - 1;
@@ -139,6 +165,25 @@ void Pool::run(void (*work)(void*, int), void* context) {
       state_->unfinished.fetch_sub(1);
     }
   state_->wait_for_workers();
+}
+
+void Pool::share_out(int64_t n, int64_t parts, int64_t grain) {
+  state_->shared = n;
+  state_->grain = grain;
+  for (int64_t thread = 0; thread < threads_; ++thread)
+    state_->shares[thread].set(split((n + grain - 1) / grain, parts, thread % parts));
+}
+
+bool Pool::next_piece(int thread, Piece* piece) {
+  for (int i = 0; i < threads_; ++i) {
+    const int owner = (thread + i) % threads_;
+    Range grains;
+    if (!state_->shares[owner].take(i == 0, &grains)) continue;
+    const int64_t end = grains.end * state_->grain;
+    *piece = {{grains.begin * state_->grain, end < state_->shared ? end : state_->shared}, owner};
+    return true;
+  }
+  return false;
 }
 
 void* Pool::scratch(int thread, size_t bytes) {

@@ -1,7 +1,9 @@
-// One pool of threads for every kernel. Work is divided by a fixed partition, so the same thread
+// One pool of threads for every kernel. Sums are divided by a fixed partition, so the same thread
 // count gives the same bits; a part whose worker has not begun when the caller is done with its own
-// is computed by the caller. Workers spin for some 100 µs after a job, because the next one usually
-// comes at once, and sleep after that, as the caller does while a part is not done.
+// is computed by the caller. What is no sum can be shared out piece by piece (share_out), since
+// cores differ in speed from one moment to the next where others use them too. Workers spin for
+// some 100 µs after a job, because the next one usually comes at once, and sleep after that, as the
+// caller does while a part is not done.
 #pragma once
 
 #include <cstddef>
@@ -35,6 +37,16 @@ class Pool {
   // Not to be nested.
   void run(void (*work)(void*, int), void* context);
 
+  // Shares [0, n) out for the next job, in whole multiples of `grain`: thread t has part t % parts.
+  void share_out(int64_t n, int64_t parts, int64_t grain);
+  struct Piece {
+    Range range;
+    int owner;  // the thread whose share it is of
+  };
+  // For this thread, or false: a few grains from the front of its own share, and when that is gone
+  // a grain from the back of another's.
+  bool next_piece(int thread, Piece* piece);
+
   // Memory of thread `thread`'s own, 64-byte aligned, kept from call to call. A second call may
   // move it: take everything that a kernel needs in one.
   void* scratch(int thread, size_t bytes);
@@ -49,6 +61,15 @@ class Pool {
 template <class F>
 static inline void parallel(Pool& pool, F&& f) {
   pool.run([](void* context, int thread) { (*static_cast<F*>(context))(thread); }, &f);
+}
+
+// parallel_pieces(pool, n, parts, grain, [&](int thread, Pool::Piece piece) { ... })
+template <class F>
+static inline void parallel_pieces(Pool& pool, int64_t n, int64_t parts, int64_t grain, F&& f) {
+  pool.share_out(n, parts, grain);
+  parallel(pool, [&](int thread) {
+    for (Pool::Piece piece; pool.next_piece(thread, &piece);) f(thread, piece);
+  });
 }
 
 }  // namespace tenarai

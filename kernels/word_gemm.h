@@ -187,7 +187,7 @@ struct WordProduct {
   void run(Pool& pool) const { compute_blocks(pool, *this); }
 
   static constexpr i64 kGroup = 2 * kLanes;  // lines packed at a time
-  static constexpr i64 kRowGrain = kRows, kColumnGrain = kLanes;
+  static constexpr i64 kRowGrain = kRows, kColumnGrain = kLanes, kPanel = kCols;
   static constexpr i64 kLineGrain = kGroup, kPackGrain = kGroup;
   static constexpr i64 kBlock = 512 * kWordDepth;
   i64 block_depth() const { return even_block(K, kWordDepth, kWordBlock); }
@@ -219,8 +219,8 @@ struct WordProduct {
     }
   }
 
-  void times_columns(const float* a_panels, float* b_panel, i64 i0, i64 m, Range columns, i64 k0,
-                     i64 k) const {
+  void times_columns(const float* a_panels, float* b_panel, i64 i0, i64 m, Range columns,
+                     Range share, i64 k0, i64 k) const {
     const WordPanels from(const_cast<float*>(a_panels), round_up(m, kLanes), k);
     const WordPanels to(b_panel, kCols, k);
     const i64 depth = block_depth();
@@ -228,7 +228,7 @@ struct WordProduct {
       const i64 n = at_most(kCols, columns.end - j0);
       pack_b(to, j0, n, k0, k);
       strip(from, to, i0, m, j0, n, k0 == 0, k0 + k == K,
-            next_panel(columns, j0, kCols, k0, depth, K));
+            next_panel(share, j0, kCols, k0, depth, K));
     }
     if (Epilogue::kStreams) stream_end();
   }

@@ -71,5 +71,6 @@ void test_rows(const Kernels&, Pool&);
 void test_quant(const Kernels&, Pool&);
 void test_quantize(const Kernels&, Pool&);
 void test_pool(int threads);
+void test_pieces(int threads);
 
 }  // namespace tenarai::test

@@ -256,7 +256,10 @@ void test_optim(const Kernels& k, Pool& pool) {
 
 int main() {
   using namespace tenarai;
-  for (const int threads : {1, 2, 3, 16}) test::test_pool(threads);
+  for (const int threads : {1, 2, 3, 16}) {
+    test::test_pool(threads);
+    test::test_pieces(threads);
+  }
   int count = 0;
   const Kernels* const* tables = available_kernels(&count);
   for (int i = 0; i < count; ++i) {
