@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("tenarai._kernels", reason="the compiled core is not built")
-from tenarai.ops import fast, reference
+from tenarai.ops import fast, fast_attention, reference
 
 NAMES = ("y", "dq", "dk", "dv")
 # Relative to the norm, of normal numbers: measured 3e-4 to 6e-4. a is off by 3e-4 of its size, and
@@ -18,6 +18,12 @@ WORDS = [isa for isa in fast.available_isas() if isa in TOLERANCE]
 @pytest.fixture(params=WORDS or [pytest.param("", marks=pytest.mark.skip("no AVX-512 VNNI"))])
 def isa(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def for_few_keys_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only where they pay, so that the cases can be small."""
+    monkeypatch.setattr(fast_attention, "PAYS_WITH_AMX", {"plain": 0, "fast": 0, "words": 0})
 
 
 def norm_error(got: np.ndarray, truth: np.ndarray) -> float:
@@ -125,6 +131,18 @@ def test_few_queries_stay_float32(isa: str) -> None:
     plain = results(fast.Fast(2, isa), *arrays)
     for name, got in results(words(isa), *arrays).items():
         assert np.array_equal(got, plain[name]), name
+
+
+@pytest.mark.skipif("amx" not in WORDS, reason="no AMX")
+@pytest.mark.parametrize(("products", "least"), [("fast", 512), ("words", 256)])
+def test_with_amx_where_many_keys_are_seen(monkeypatch, products: str, least: int) -> None:
+    monkeypatch.undo()
+    ops, plain = fast.Fast(2, "amx", products=products), fast.Fast(2, "amx")
+    for T, window, pays in ((least, None, True), (least - 1, None, False), (least, 64, False)):
+        arrays = inputs(1, T, T, 1, 1, 32)
+        want = results(plain, *arrays, window=window)
+        for name, got in results(ops, *arrays, window=window).items():
+            assert np.array_equal(got, want[name]) != pays, (T, window, name)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -14,12 +14,17 @@ from .saved import Saved
 
 Array = np.ndarray
 
+# Queries and keys in sight from which other products than plain ones pay with AMX: what is rounded
+# or split anew for each tile must meet many.
+PAYS_WITH_AMX = {"plain": 0, "fast": 512, "words": 256}
+
 
 class Attention:
     _run: Any
     _new: Any
     empty_like: Any
     products: str
+    isa: Any
 
     def rope_forward(self, x, cos, sin, *, pairing="half", positions=None, out=None):
         y = self._new(*x.shape) if out is None else out
@@ -43,7 +48,8 @@ class Attention:
         y = self._new(B, T, H, D) if out is None else out
         lse = self._new(B, H, T)
         saved = Saved.of((q, k, v, y), (lse, sinks, o))
-        self._run("attention_forward", y, lse, q, k, v, *_attention(saved), self.products)
+        how = (*_attention(saved), self._attention_products(T, o))
+        self._run("attention_forward", y, lse, q, k, v, *how)
         return y, saved
 
     def cache_attention(
@@ -60,13 +66,20 @@ class Attention:
         return y
 
     def attention_backward(self, dy, saved, dsinks=None, *, out=None):
-        q, k, v, y, lse, sinks, _ = saved
+        q, k, v, y, lse, sinks, o = saved
         if out is None:
             out = (self.empty_like(q), self.empty_like(k), self.empty_like(k))
         dsinks = None if sinks is None else dsinks
         arrays = (*out, dsinks, dy, q, k, v, y, lse)
-        self._run("attention_backward", *arrays, *_attention(saved), self.products)
+        how = (*_attention(saved), self._attention_products(q.shape[1], o))
+        self._run("attention_backward", *arrays, *how)
         return out
+
+    def _attention_products(self, T, o):
+        seen = T if o.window is None else min(T, o.window)
+        if self.isa == "amx" and seen < PAYS_WITH_AMX[self.products]:
+            return "plain"
+        return self.products
 
 
 def _attention(saved: tuple) -> tuple:
