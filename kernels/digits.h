@@ -115,6 +115,14 @@ struct DigitPanel {
     }
   }
 
+  // Of an operand whose lines are made on the way.
+  template <Side side, class Made>
+  void take(const Made& from, i64 line, i64 n, i64 k0, i64 k, float* sums) const {
+    alignas(64) float made[kLanes * kMapped];
+    for (i64 r = 0; r < n; ++r) from.make(made + r * kMapped, line + r, k0, k);
+    take<side>(Along<Same>{made, kMapped}, 0, n, 0, k, sums);
+  }
+
   static constexpr i64 kMapped = 512;  // ks of lines that are changed first, at most
 
  private:

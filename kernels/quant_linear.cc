@@ -1,9 +1,10 @@
 // Linear layers with quantised weights: y = x wᵀ + b + residual, w (O, I) in blocks as a GGUF file
 // holds them, at any address.
 //
-// Words: x as whole numbers of 12 bits and more (quant_activations.h), products in integers. Bytes:
-// of 8 bits (quant_bytes.h), with AMX bfloat16 (quant_bfloats.h), and words for few rows. Float32:
-// w in float32, a piece at a time (quant_rows.h). For few rows of x a weight is read once.
+// Words: x as whole numbers of 12 bits and more (quant_activations.h), products in integers; with
+// AMX both of 16 (digit_gemm.h). Bytes: of 8 bits (quant_bytes.h), with AMX bfloat16
+// (quant_bfloats.h), and words for few rows. Float32: w in float32, a piece at a time
+// (quant_rows.h). For few rows of x a weight is read once.
 #include "ops.h"
 #include "parts.h"
 #include "quant_bfloats.h"
@@ -157,6 +158,9 @@ void quant_linear_forward(Pool& pool, float* y, const float* x, const uint8_t* w
       return forward_bfloats(
           pool, forward, x,
           BfloatSource{&put_blocks<decltype(sample)>, block_size(format), w, O, I, row_bytes}, M);
+    using Words = DigitProduct<Along<Same>, Expanded, Forward, 2>;
+    if (M > kMostRows && Words::worthwhile(kAmxRows, O, I))
+      return Words{{x, I}, {{expander(format), w, row_bytes}}, forward, nullptr, M, O, I}.run(pool);
 #elif defined(__AVX512VNNI__)
     if (activations == Activations::bytes && M > kMostRows)
       return forward_bytes(pool, forward, x, ByteSource(rows, format), M);

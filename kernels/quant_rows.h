@@ -93,6 +93,7 @@ struct Expanded {
       Along<Same>{piece, kStride}.template pack<kWidth>(to, 0, n, 0, K);
     }
   }
+  void make(float* to, i64 line, i64 k0, i64 K) const { rows.expand(to, line, k0, K); }
   Lines reads(i64, i64, i64, i64) const { return {}; }
 };
 
