@@ -85,6 +85,7 @@ void sum_parts(float* to, const float* const* from, i64 parts, i64 offset, i64 n
 template <class Tiles>
 void forward_units(Pool& pool, const AttentionForward& f, const AttentionShape& s) {
   const Division work(s, pool, 4);
+  for (i64 thread = 0; thread < work.threads; ++thread) tiles_of<Tiles>(pool, thread, s);
   work.run(pool, [&](int thread, Range units, int) {
     auto w = tiles_of<Tiles>(pool, thread, s);
     for (i64 unit = units.begin; unit < units.end; ++unit) {

@@ -87,9 +87,9 @@ struct DigitProduct {
   static constexpr i64 kRowGrain = kLines, kColumnGrain = kLines, kPanel = kLines;
   static constexpr i64 kLineGrain = kLines, kPackGrain = kLines;
   static constexpr i64 kBlock = 512 * kDepth;
-  i64 block_depth() const {
-    return even_block(K, kDepth, B::kDepthGrain > kDigitDepth ? B::kDepthGrain : kDigitDepth);
-  }
+  static constexpr i64 kDepthGrain = B::kDepthGrain > kDigitDepth ? B::kDepthGrain : kDigitDepth;
+  static_assert(kDepth % kDepthGrain == 0, "no block is deeper");
+  i64 block_depth() const { return even_block(K, kDepth, kDepthGrain); }
   i64 a_floats(i64 lines, i64 k) const { return lines / kLines * Panel::floats(k); }
   i64 b_floats(i64 k) const { return Panel::floats(k); }
 

@@ -63,15 +63,16 @@ static Grid choose_grid(i64 M, i64 N, i64 threads) {
 // more.
 static inline i64 share_grain(Grid grid, i64 N, i64 panel, i64 grain) {
   const i64 even = round_up((N + grid.columns - 1) / grid.columns, grain);
-  return even < 4 * panel ? even : panel;
+  return even > 0 && even < 4 * panel ? even : panel;
 }
 
 // f(thread, rows, columns) for pieces of all rectangles: rows in multiples of row_grain, columns in
-// panels.
+// those of grain, and in panels where there are many.
 template <class F>
-static void each_rectangle(Pool& pool, Grid grid, i64 M, i64 row_grain, i64 N, i64 panel, F&& f) {
-  const i64 grain = share_grain(grid, N, panel, panel);
-  parallel_pieces(pool, N, grid.columns, grain, [&](int thread, Pool::Piece piece) {
+static void each_rectangle(Pool& pool, Grid grid, i64 M, i64 row_grain, i64 N, i64 panel, i64 grain,
+                           F&& f) {
+  const i64 multiple = share_grain(grid, N, panel, grain);
+  parallel_pieces(pool, N, grid.columns, multiple, [&](int thread, Pool::Piece piece) {
     f(thread, split(M, grid.rows, piece.owner / grid.columns, row_grain), piece.range);
   });
 }
@@ -111,8 +112,8 @@ static inline PlaceOfB next_panel(Range columns, i64 j0, i64 width, i64 k0, i64 
 //   pack_rows(panels, i0, m, part, k0, k, sums)   fills A's panels for a part of the m rows from i0
 //                                                 on; `sums`: adds up these rows too
 //   times_columns(panels, own, i0, m, columns, share, k0, k)
-//       multiplies them by columns of B, which are packed into memory of the thread's own; those of
-//       the share probably come next
+//       multiplies them by columns of B, which are packed into memory of the thread's own; where
+//       the share is its own the next of it follow
 template <class P>
 static void compute_blocks(Pool& pool, const P& product) {
   constexpr i64 kWorthSharing = 1 << 14;  // floats of A that pay for waiting twice
@@ -120,14 +121,15 @@ static void compute_blocks(Pool& pool, const P& product) {
   const i64 depth = product.block_depth();
   const i64 most = round_up((product.M + grid.rows - 1) / grid.rows, P::kRowGrain);
   const i64 lines = even_block(most, P::kBlock / depth, P::kLineGrain);
-  const bool together = pool.threads() > 1 && lines * depth >= kWorthSharing;
+  const i64 grain = share_grain(grid, product.N, P::kPanel, P::kColumnGrain);
+  const bool together = pool.threads() > 1 && lines * depth >= kWorthSharing &&
+                        (grid.columns > 1 || grain < product.N);
   const i64 a_floats = product.a_floats(lines, depth);
   const size_t bytes = static_cast<size_t>(a_floats + product.b_floats(depth)) * sizeof(float);
   const auto memory = [&](i64 thread) {
     return static_cast<float*>(pool.scratch(static_cast<int>(thread), bytes));
   };
   for (int thread = 0; thread < pool.threads(); ++thread) memory(thread);  // now, so it stays
-  const i64 grain = share_grain(grid, product.N, P::kPanel, P::kColumnGrain);
 
   // Line i of the thread's rectangle, and k0, are where the block begins.
   struct Block {

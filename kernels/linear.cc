@@ -126,6 +126,10 @@ void linear_backward(Pool& pool, float* dx, float* dw, float* db, const float* d
     if (dw && !add) std::memset(dw, 0, static_cast<size_t>(O * I) * 4);
     return;
   }
+  if (O == 0) {
+    if (dx) std::memset(dx, 0, static_cast<size_t>(M * I) * 4);
+    return;
+  }
   with(f, [&](auto function) {
     using F = decltype(function);
     if (dx)

@@ -127,11 +127,12 @@ void linear_backward(Pool&, float* dx, float* dw, float* db, const float* dy, co
                      const float* w, int64_t M, int64_t I, int64_t O, Gelu, bool add, Products);
 
 // quant_linear.cc. The same without f, with w (O, I) quantised: O rows of row_bytes in the format's
-// blocks, at any address. Activations stay float32, or become whole numbers: of 12 bits and more,
-// or of 8, which pays with many rows (words are taken where the CPU has no products of bytes,
-// bfloat16 where it has AMX). The backward is that of x alone, dx = dy w: in float32, or
-// with dy and w rounded to whole numbers where the CPU has AVX-512 VNNI (quant_gradient.h) or AMX
-// (Products::words, from 16 rows on); expanded (kExpandedRows, I) is for its own use.
+// blocks, at any address. Activations stay float32, or become whole numbers: of 12 bits and more
+// (with AMX and many rows of 16, and so do the weights), or of 8, which pays with many rows (words
+// are taken where the CPU has no products of bytes, bfloat16 where it has AMX). The backward is
+// that of x alone, dx = dy w: in float32, or with dy and w rounded to whole numbers where the CPU
+// has AVX-512 VNNI (quant_gradient.h) or AMX (Products::words, from 16 rows on); expanded
+// (kExpandedRows, I) is for its own use.
 void quant_linear_forward(Pool&, float* y, const float* x, const uint8_t* w, QuantFormat,
                           const float* b, const float* residual, int64_t M, int64_t I, int64_t O,
                           int64_t row_bytes, Activations);

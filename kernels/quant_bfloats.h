@@ -6,7 +6,7 @@
 // A bfloat16 has eight bits for every number, however large its neighbours are, so there is no
 // scale to choose and no outlier to set apart.
 //
-//   each thread has a rectangle of y, for itself
+//   for rectangles of y, which the threads share out
 //     for outputs of it, 256 of them at a time                 their sums stay in L2, 512 KB
 //       for k, 512 or more at a time                           so do x's rows, 512 KB
 //         for outputs, kBfloatOutputs at a time

@@ -6,7 +6,7 @@
 //     w[i] ≈ scale[i / 128] · (u[i] − 128)           K formats, 0 <= u < 256
 //     w[i] = scale[i / 32] · (u[i] − 128) − min[i / 32]   plain formats, exactly
 //
-//   each thread has a rectangle of y, for itself
+//   for rectangles of y, which the threads share out
 //     for outputs of it, kCols at a time
 //       for groups of 256
 //         expand and transpose kCols × 256 bytes           stays in L1, 12 KB

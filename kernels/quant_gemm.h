@@ -1,7 +1,7 @@
 // Many rows times a quantised weight: a prompt. Groups of 256 weights become words (quant_words.h),
 // transposed into panels whose lanes are outputs, and every panel meets all rows of activations:
 //
-//   each thread has a rectangle of y, for itself
+//   for rectangles of y, which the threads share out
 //     for outputs of it, kCols at a time
 //       for groups of 256
 //         unpack and transpose kCols × 256 words           stays in L1, 24 KB

@@ -10,7 +10,7 @@
 // out of it: w is expanded to floats, 128 outputs × 256 inputs at a time, and rounded once more.
 // Inputs are the lanes, so nothing is transposed.
 //
-//   each thread has a rectangle of dx, for itself
+//   for rectangles of dx, which the threads share out
 //     for inputs of it, kStrip at a time
 //       for groups of 256 outputs
 //         expand, round and interleave 256 × kStrip          stays in L2
@@ -301,6 +301,7 @@ static void backward_rounded(Pool& pool, float* dx, const float* dy, const Piece
       round_up(static_cast<i64>(Rows::bytes(most, at_most(O, kOutputsRounded))), 64);
   const size_t own = GradientProduct<Kind>::scratch_bytes();
   char* first = static_cast<char*>(pool.scratch(0, shared + own));
+  for (int thread = 1; thread < pool.threads(); ++thread) pool.scratch(thread, own);
   std::memset(dx, 0, static_cast<size_t>(M * I) * 4);
   for (i64 m0 = 0; m0 < M; m0 += kGradientRows)
     for (i64 o0 = 0; o0 < O; o0 += kOutputsRounded) {
@@ -316,7 +317,7 @@ static void backward_rounded(Pool& pool, float* dx, const float* dy, const Piece
       const auto rectangle = [&](int thread, Range some, Range inputs) {
         product.rectangle(some, inputs, thread == 0 ? first + shared : pool.scratch(thread, own));
       };
-      each_rectangle(pool, grid, rows, Kind::kTile, I,
+      each_rectangle(pool, grid, rows, Kind::kTile, I, kStrip,
                      block == kSuperBlock ? kSuperBlock : 2 * kCols, rectangle);
     }
 }

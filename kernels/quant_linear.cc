@@ -44,6 +44,7 @@ constexpr i64 kRowsRounded = 1024;
 void forward_many(Pool& pool, const Forward& forward, const float* x, const PanelSource& w, i64 M) {
   const size_t shared = WordRows::bytes(at_most(M, kRowsRounded), w.I) + 64;
   char* first = static_cast<char*>(pool.scratch(0, shared / 64 * 64 + sizeof(Panel)));
+  for (int thread = 1; thread < pool.threads(); ++thread) pool.scratch(thread, sizeof(Panel));
   const int32_t limit =
       limit_of(w.reader.most_word, w.reader.layout == Layout::super ? kSuperBlock : kBlock);
   for (i64 m0 = 0; m0 < M; m0 += kRowsRounded) {
@@ -60,7 +61,7 @@ void forward_many(Pool& pool, const Forward& forward, const float* x, const Pane
       void* panel = thread == 0 ? first + shared / 64 * 64 : pool.scratch(thread, sizeof(Panel));
       QuantProduct{part, w, activations}.rectangle(some, outputs, static_cast<Panel*>(panel));
     };
-    each_rectangle(pool, grid, rows, kRows, w.O, kCols, rectangle);
+    each_rectangle(pool, grid, rows, kRows, w.O, kCols, kCols, rectangle);
   }
 }
 
@@ -72,6 +73,7 @@ void forward_bfloats(Pool& pool, const Forward& forward, const float* x, const B
   const size_t shared = BfloatRows::bytes(at_most(M, kRowsRounded), w.I);
   const size_t own = BfloatProduct::bytes(at_most(M, kRowsRounded));
   char* first = static_cast<char*>(pool.scratch(0, shared + own));
+  for (int thread = 1; thread < pool.threads(); ++thread) pool.scratch(thread, own);
   for (i64 m0 = 0; m0 < M; m0 += kRowsRounded) {
     const i64 rows = at_most(kRowsRounded, M - m0);
     const BfloatRows activations(first, rows, w.I);
@@ -89,10 +91,10 @@ void forward_bfloats(Pool& pool, const Forward& forward, const float* x, const B
       BfloatProduct{part, w, activations}.rectangle(some, outputs,
                                                     static_cast<BfloatProduct::Memory*>(memory));
     };
-    // Rows that exceed L2 are read again for each piece.
+    // Rows that exceed L2 are read again for each piece: then it is a large one.
     const bool large = w.O / grid.columns >= 4 * kBfloatMostOutputs;
     each_rectangle(pool, grid, rows, kBfloatRows, w.O, large ? kBfloatMostOutputs : kBfloatOutputs,
-                   rectangle);
+                   kBfloatOutputs, rectangle);
   }
 }
 #elif defined(__AVX512VNNI__)
@@ -101,6 +103,7 @@ void forward_bytes(Pool& pool, const Forward& forward, const float* x, const Byt
   const size_t shared = ByteRows::bytes(at_most(M, kRowsRounded), w.I);
   const size_t own = ByteProduct::bytes(at_most(M, kRowsRounded));
   char* first = static_cast<char*>(pool.scratch(0, shared + own));
+  for (int thread = 1; thread < pool.threads(); ++thread) pool.scratch(thread, own);
   for (i64 m0 = 0; m0 < M; m0 += kRowsRounded) {
     const i64 rows = at_most(kRowsRounded, M - m0);
     const ByteRows activations(first, rows, w.I);
@@ -117,7 +120,7 @@ void forward_bytes(Pool& pool, const Forward& forward, const float* x, const Byt
       ByteProduct{part, w, activations}.rectangle(some, outputs,
                                                   static_cast<ByteProduct::Memory*>(memory));
     };
-    each_rectangle(pool, grid, rows, kTileRows, w.O, kCols, rectangle);
+    each_rectangle(pool, grid, rows, kTileRows, w.O, kCols, kCols, rectangle);
   }
 }
 #endif

@@ -1,6 +1,6 @@
-// Rows of quantised weights as float32, a piece at a time: for products that are exact but for
-// rounding. Few rows of x meet a piece of each row of w in a buffer; for many, pieces are packed
-// into the panels of the matrix product (gemm.h).
+// Rows of quantised weights as float32, a piece at a time: for products of float32 and, with AMX,
+// of digits. Few rows of x meet a piece of each row of w in a buffer; for many, pieces are packed
+// into the panels of the matrix product (gemm.h, digit_gemm.h).
 #pragma once
 
 #include "quant_dot.h"

@@ -37,7 +37,8 @@ class Pool {
   // Not to be nested.
   void run(void (*work)(void*, int), void* context);
 
-  // Shares [0, n) out for the next job, in whole multiples of `grain`: thread t has part t % parts.
+  // Shares [0, n) out for the next job, in whole multiples of `grain`, of which there are less than
+  // 2^32: thread t has part t % parts. `parts` divides the threads.
   void share_out(int64_t n, int64_t parts, int64_t grain);
   struct Piece {
     Range range;
@@ -48,7 +49,8 @@ class Pool {
   bool next_piece(int thread, Piece* piece);
 
   // Memory of thread `thread`'s own, 64-byte aligned, kept from call to call. A second call may
-  // move it: take everything that a kernel needs in one.
+  // move it: take everything that a kernel needs in one. Where that can fail is before a job: what
+  // a worker throws ends the process.
   void* scratch(int thread, size_t bytes);
 
  private:
@@ -66,6 +68,10 @@ static inline void parallel(Pool& pool, F&& f) {
 // parallel_pieces(pool, n, parts, grain, [&](int thread, Pool::Piece piece) { ... })
 template <class F>
 static inline void parallel_pieces(Pool& pool, int64_t n, int64_t parts, int64_t grain, F&& f) {
+  if (pool.threads() == 1) {
+    if (n > 0) f(0, Pool::Piece{{0, n}, 0});
+    return;
+  }
   pool.share_out(n, parts, grain);
   parallel(pool, [&](int thread) {
     for (Pool::Piece piece; pool.next_piece(thread, &piece);) f(thread, piece);

@@ -51,6 +51,16 @@ def test_a_few_rows_are_multiplied_as_ever(isa: str, arrays: dict[str, np.ndarra
     assert np.array_equal(y, fast.Fast(1, isa).linear_forward(x, w)[0])
 
 
+@pytest.mark.parametrize("products", ["plain", "fast", "words"])
+def test_no_columns_or_no_rows(isa: str, products: str) -> None:
+    for M, O in ((9, 0), (600, 0), (0, 64)):
+        x, w = np.ones((M, 48), np.float32), np.ones((O, 48), np.float32)
+        dw, ops = np.ones_like(w), fast.Fast(2, isa, products=products)
+        y, saved = ops.linear_forward(x, w)
+        dx = ops.linear_backward(np.ones((M, O), np.float32), saved, dw)
+        assert y.shape == (M, O) and not dx.any() and (dw == 1).all()
+
+
 def test_gradients_of_a_model(isa: str) -> None:
     """Two layers of GPT-2. At first a row of the logits' gradient has one number far above all
     others, which rounding to a part of it would lose: then biases are off by 1e-5."""

@@ -61,7 +61,8 @@ class Fast(Attention, LinearAttention, Loss):
 
     Results are the same bits for the same thread count and instruction set. With an arena,
     activations come from it. In products with quantised weights activations are rounded to whole
-    numbers of 12 bits and more ("words": 1e-4 of the product), of 8 bits ("bytes": 5e-3, the
+    numbers of 12 bits and more ("words": 1e-4 of the product; 4e-4 with Q6_K and IQ4_XS, but not
+    with AMX, which takes 16 bits of both factors in prompts), of 8 bits ("bytes": 5e-3, the
     fastest for many rows, on CPUs with AVX-512 VNNI; with AMX bfloat16, 2e-3; words elsewhere), or
     are not ("float32"). So are their gradients in the backward, on CPUs with AVX-512 VNNI (words:
     1e-4 of the product, bytes: 8e-3) or AMX (1e-4), and elsewhere they are not.

@@ -48,7 +48,7 @@ class Attention:
         y = self._new(B, T, H, D) if out is None else out
         lse = self._new(B, H, T)
         saved = Saved.of((q, k, v, y), (lse, sinks, o))
-        how = (*_attention(saved), self._attention_products(T, o))
+        how = (*_attention(saved), self._attention_products(q, k, o))
         self._run("attention_forward", y, lse, q, k, v, *how)
         return y, saved
 
@@ -71,12 +71,12 @@ class Attention:
             out = (self.empty_like(q), self.empty_like(k), self.empty_like(k))
         dsinks = None if sinks is None else dsinks
         arrays = (*out, dsinks, dy, q, k, v, y, lse)
-        how = (*_attention(saved), self._attention_products(q.shape[1], o))
+        how = (*_attention(saved), self._attention_products(q, k, o))
         self._run("attention_backward", *arrays, *how)
         return out
 
-    def _attention_products(self, T, o):
-        seen = T if o.window is None else min(T, o.window)
+    def _attention_products(self, q, k, o):
+        seen = min(q.shape[1], k.shape[1], o.window or k.shape[1])
         if self.isa == "amx" and seen < PAYS_WITH_AMX[self.products]:
             return "plain"
         return self.products
