@@ -21,7 +21,7 @@
 namespace tenarai {
 namespace TENARAI_ISA {
 
-// A panel of queries that is split must meet enough keys to pay.
+// From half a panel of queries on. Where it pays, with many more, is ops/fast_attention.py's affair.
 static inline bool in_bfloats(const AttentionShape& s) {
   return s.products != Products::plain && s.T >= 32;
 }

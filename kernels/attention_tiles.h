@@ -82,9 +82,9 @@ static inline i64 first_tile(const AttentionShape& s, i64 t) {
 // Into how many parts each of `heads` equal pieces of work goes so that threads get nearly as much.
 // At least `least` a thread, as far as that goes.
 static inline i64 balanced_parts(i64 heads, i64 most, i64 threads, i64 least = 1) {
+  if (threads == 1) return 1;
   i64 parts = 1;
   double best = 0;
-  if (threads == 1) return 1;
   most = at_most(at_most(most, 2 * threads), kMaxParts);
   for (i64 n = 1; n <= most && best < 0.9; ++n) {
     if (heads * n < least * threads && n < most) continue;
@@ -153,7 +153,7 @@ struct Division {
   // f(thread, some units, whose they are): all units, each once.
   template <class F>
   void run(Pool& pool, F&& f) const {
-    if (threads == 1) return f(0, units_of(0), 0);  // also of many, where there is little to do
+    if (threads == 1) return f(0, units_of(0), 0);
     parallel_pieces(pool, units(), threads, 1,
                     [&](int thread, Pool::Piece piece) { f(thread, piece.range, piece.owner); });
   }

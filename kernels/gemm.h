@@ -59,8 +59,8 @@ static Grid choose_grid(i64 M, i64 N, i64 threads) {
   return best;
 }
 
-// In what multiples N columns are shared out. Few are as they lie: panels that are not whole cost
-// more.
+// In what multiples N columns are shared out: panels of B, or a thread's whole share where it has
+// fewer than four, which panels would divide unevenly.
 static inline i64 share_grain(Grid grid, i64 N, i64 panel, i64 grain) {
   const i64 even = round_up((N + grid.columns - 1) / grid.columns, grain);
   return even > 0 && even < 4 * panel ? even : panel;

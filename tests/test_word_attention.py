@@ -133,16 +133,33 @@ def test_few_queries_stay_float32(isa: str) -> None:
         assert np.array_equal(got, plain[name]), name
 
 
-@pytest.mark.skipif("amx" not in WORDS, reason="no AMX")
-@pytest.mark.parametrize(("products", "least"), [("fast", 512), ("words", 256)])
-def test_with_amx_where_many_keys_are_seen(monkeypatch, products: str, least: int) -> None:
+@pytest.mark.parametrize(("products", "least"), [("plain", 1), ("fast", 512), ("words", 256)])
+@pytest.mark.parametrize("told", ["amx", "avx512vnni"])
+def test_with_amx_where_many_keys_are_seen(monkeypatch, told: str, products: str, least: int):
+    """What the kernels are asked for, on any CPU: in both passes plain where few are seen."""
     monkeypatch.undo()
-    ops, plain = fast.Fast(2, "amx", products=products), fast.Fast(2, "amx")
-    for T, window, pays in ((least, None, True), (least - 1, None, False), (least, 64, False)):
-        arrays = inputs(1, T, T, 1, 1, 32)
-        want = results(plain, *arrays, window=window)
-        for name, got in results(ops, *arrays, window=window).items():
-            assert np.array_equal(got, want[name]) != pays, (T, window, name)
+    asked = []
+
+    class Told(fast.Fast):
+        isa = told
+
+        def _run(self, name, *arguments):
+            asked.append((name, arguments[-1]))
+            return super()._run(name, *arguments)
+
+    ops = Told(2, products=products)
+    few = least - 1 or 1
+    for T, S, window, many in (
+        (least, least, None, True),
+        (few, few, None, False),
+        (least, few, None, False),
+        (few, least, None, False),
+        (least, least, few, False),
+    ):
+        results(ops, *inputs(1, T, S, 1, 1, 8), window=window, causal=window is not None)
+        expected = products if many or told != "amx" else "plain"
+        assert asked == [(f"attention_{way}", expected) for way in ("forward", "backward")]
+        asked.clear()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

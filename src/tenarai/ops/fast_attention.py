@@ -76,7 +76,7 @@ class Attention:
         return out
 
     def _attention_products(self, q, k, o):
-        seen = min(q.shape[1], k.shape[1], o.window or k.shape[1])
+        seen = min(q.shape[1], o.window or k.shape[1])  # with a window T <= S
         if self.isa == "amx" and seen < PAYS_WITH_AMX[self.products]:
             return "plain"
         return self.products
