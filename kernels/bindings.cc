@@ -218,6 +218,21 @@ void adamw_step(Machine& self, Out p, In g, Out m, Out v, float lr, float beta1,
                      static_cast<float>(1 - std::pow(static_cast<double>(beta1), n)),
                      static_cast<float>(1 - std::pow(static_cast<double>(beta2), n)), grad_scale});
 }
+void muon_step(Machine& self, std::vector<Out> p, std::vector<In> g, std::vector<Out> m, float lr,
+               float momentum, float weight_decay, float grad_scale, std::string products) {
+  for (const size_t n : {g.size(), m.size()})
+    expect(static_cast<int64_t>(n), static_cast<int64_t>(p.size()), "matrices in g, m");
+  std::vector<MuonMatrix> matrices;
+  for (size_t i = 0; i < p.size(); ++i) {
+    if (p[i].ndim() != 2) fail("p: expected two dims");
+    const int64_t O = static_cast<int64_t>(p[i].shape(0)), I = last(p[i], "p");
+    matrix(g[i], O, I, "g (O, I)");
+    matrix(m[i], O, I, "m (O, I)");
+    matrices.push_back({p[i].data(), m[i].data(), g[i].data(), O, I});
+  }
+  self.k.muon_step(self.pool, matrices.data(), static_cast<int64_t>(matrices.size()),
+                   {lr, momentum, weight_decay, grad_scale, products_of(products)});
+}
 double square_sum(Machine& self, In x) { return self.k.square_sum(self.pool, x.data(), size(x)); }
 std::vector<std::string> available_isas() {
   int count = 0;
@@ -297,6 +312,8 @@ NB_MODULE(_kernels, m) {
            Release())
       .def("adamw_step", &adamw_step, a("p"), a("g"), a("m"), a("v"), "lr"_a, "beta1"_a, "beta2"_a,
            "eps"_a, "weight_decay"_a, "step"_a, "grad_scale"_a, Release())
+      .def("muon_step", &muon_step, a("p"), a("g"), a("m"), "lr"_a, "momentum"_a, "weight_decay"_a,
+           "grad_scale"_a, "products"_a, Release())
       .def("square_sum", &square_sum, a("x"), Release());
   bind_inference(machine);
   bind_quant(machine);

@@ -114,6 +114,16 @@ struct AdamW {
   float grad_scale;                // g is multiplied by it first
 };
 
+struct MuonMatrix {
+  float *p, *m;
+  const float* g;
+  int64_t O, I;
+};
+struct Muon {
+  float lr, momentum, weight_decay, grad_scale;
+  Products products;
+};
+
 namespace TENARAI_ISA {
 
 // linear.cc. y (M, O) = f(x) (M, I) · w (O, I)ᵀ + b (O) or null + residual (M, O) or null, where
@@ -235,6 +245,9 @@ void dropout(Pool&, float* y, const float* x, int64_t n, uint32_t threshold, flo
 void adamw_step(Pool&, float* p, const float* g, float* m, float* v, int64_t n, const AdamW&);
 double square_sum(Pool&, const float* x, int64_t n);
 
+// muon.cc. A step for each of the matrices (O, I).
+void muon_step(Pool&, const MuonMatrix* matrices, int64_t count, const Muon&);
+
 }  // namespace TENARAI_ISA
 }  // namespace tenarai
 
@@ -254,5 +267,5 @@ double square_sum(Pool&, const float* x, int64_t n);
   X(cache_append) X(cache_attention)                                    \
   X(linear_attention_forward) X(linear_attention_backward)              \
   X(linear_attention_decode)                                            \
-  X(cross_entropy) X(dropout) X(adamw_step) X(square_sum)
+  X(cross_entropy) X(dropout) X(adamw_step) X(square_sum) X(muon_step)
 // clang-format on

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
+#include <memory>
 #include <mutex>
 #include <new>
 #include <thread>
@@ -75,9 +76,10 @@ struct Pool::State {
   std::vector<std::thread> workers;
   std::vector<Scratch> scratch;
   std::vector<Share> shares;
+  std::vector<std::unique_ptr<Pool>> alone;
   int64_t shared = 0, grain = 1;
 
-  explicit State(int threads) : taken(threads), scratch(threads), shares(threads) {}
+  explicit State(int threads) : taken(threads), scratch(threads), shares(threads), alone(threads) {}
 
   bool take(int thread, uint64_t of_job) {
     uint64_t before = of_job - 1;
@@ -184,6 +186,12 @@ bool Pool::next_piece(int thread, Piece* piece) {
     return true;
   }
   return false;
+}
+
+Pool& Pool::alone(int thread) {
+  std::unique_ptr<Pool>& pool = state_->alone[static_cast<size_t>(thread)];
+  if (!pool) pool = std::make_unique<Pool>(1);
+  return *pool;
 }
 
 void* Pool::scratch(int thread, size_t bytes) {

@@ -53,6 +53,10 @@ class Pool {
   // a worker throws ends the process.
   void* scratch(int thread, size_t bytes);
 
+  // A pool of one thread, with memory of its own, for what thread `thread` calls within a job. Made
+  // by the first call.
+  Pool& alone(int thread);
+
  private:
   struct State;
   int threads_;

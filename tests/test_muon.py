@@ -44,11 +44,41 @@ def test_kernels_against_the_reference(rng, shape):
     exact = [rng.standard_normal(shape) for _ in range(3)]
     p, g, m = (a.astype(np.float32) for a in exact)
     before, how = p.copy(), {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.2, "grad_scale": 0.5}
-    Fast(threads=2).muon_step(p, g, m, **how)
-    reference.muon_step(*exact, **how)
+    Fast(threads=2).muon_step([p], [g], [m], **how)
+    reference.muon_step(*([a] for a in exact), **how)
     assert relative(m, exact[2]) < 1e-6
     # small singular values grow up to 480-fold, and their float32 error with them
     assert relative(p - before, exact[0] - before) < 1e-4
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("products", ["plain", "fast", "words"])
+def test_many_matrices_at_once(rng, threads, products):
+    """Small ones, which threads share out, and large ones between them: as each by itself."""
+    Fast = pytest.importorskip("tenarai.ops.fast").Fast
+    how = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.2, "grad_scale": 0.5}
+    shapes = [(48, 32), (700, 400), (16, 65), (0, 4), (513, 513), (130, 64)]
+    exact = [[rng.standard_normal(shape) for shape in shapes] for _ in range(3)]
+    got, one = ([[a.astype(np.float32) for a in of] for of in exact] for _ in range(2))
+    ops, alone = Fast(threads=threads, products=products), Fast(threads=1, products=products)
+    ops.muon_step(*got, **how)
+    for p, g, m in zip(*one, strict=True):
+        alone.muon_step([p], [g], [m], **how)
+    for kind in (0, 2):
+        for a, b in zip(got[kind], one[kind], strict=True):
+            assert (a == b).all()
+    reference.muon_step(*exact, **how)
+    bound = 1e-4 if products != "words" else 3e-2
+    assert all(relative(a, b) < bound for a, b in zip(got[0], exact[0], strict=True) if a.size)
+
+
+def test_matrices_that_do_not_belong_together_are_refused(rng):
+    Fast = pytest.importorskip("tenarai.ops.fast").Fast
+    how = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.2, "grad_scale": 0.5}
+    p = [np.ones((3, 4), np.float32)]
+    for g in ([np.ones((4, 3), np.float32)], [], [np.ones((3, 4))]):
+        with pytest.raises((ValueError, TypeError)):
+            Fast(threads=2).muon_step(p, g, p, **how)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -64,7 +94,8 @@ def test_against_pytorch(rng, shape):
         g = rng.standard_normal(shape)
         theirs.grad = torch.tensor(0.7 * g)
         peer.step()
-        reference.muon_step(p, g, m, lr=0.02, momentum=0.9, weight_decay=0.3, grad_scale=0.7)
+        how = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.3, "grad_scale": 0.7}
+        reference.muon_step([p], [g], [m], **how)
     moved = theirs.detach().numpy() - before
     assert relative(p - before, moved) < 0.03  # PyTorch's products are bfloat16's
 
@@ -72,7 +103,7 @@ def test_against_pytorch(rng, shape):
 def test_a_gradient_of_zeros_moves_nothing():
     p, m = np.ones((3, 4)), np.zeros((3, 4))
     how = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0, "grad_scale": 1.0}
-    reference.muon_step(p, np.zeros((3, 4)), m, **how)
+    reference.muon_step([p], [np.zeros((3, 4))], [m], **how)
     assert (p == 1).all()
 
 
@@ -104,8 +135,8 @@ def test_which_weights_go_by_muon():
     states = sum(w.count for w in optimiser.states().values())
     matrices = sum(p.size for p in table if is_hidden_matrix(p))
     assert states == 2 * sum(p.size for p in table) - matrices
-    need = memory.need(table, 0, 0, 0, optimiser)
-    assert need.moments < memory.need(table, 0, 0, 0).moments + optimiser.working_bytes
+    need = memory.need(table, 0, 0, 0, optimiser, threads=3)
+    assert need.moments < memory.need(table, 0, 0, 0).moments + optimiser.working_bytes(3)
 
 
 def test_it_learns_and_goes_on_to_the_same_bits(place):  # noqa: F811

@@ -377,21 +377,9 @@ class Fast(Attention, LinearAttention, Loss):
     def adamw_step(self, p, g, m, v, *, lr, beta1, beta2, eps, weight_decay, step, grad_scale):
         self._run("adamw_step", p, g, m, v, lr, beta1, beta2, eps, weight_decay, step, grad_scale)
 
-    def muon_step(self, p, g, m, **settings):
-        from .reference.muon import muon_step
-
-        muon_step(p, g, m, **settings, products=(self._by_transpose, self._plain))
-
-    def newton_schulz(self, u):
-        from .reference.muon import newton_schulz
-
-        return newton_schulz(u, (self._by_transpose, self._plain))
-
-    def _by_transpose(self, a, b):
-        return self.linear_forward(a, b)[0]
-
-    def _plain(self, a, b):
-        return self.linear_backward(a, (b, b, "off"), None)
+    def muon_step(self, ps, gs, ms, *, lr, momentum, weight_decay, grad_scale):
+        how = (lr, momentum, weight_decay, grad_scale, self.products)
+        self._run("muon_step", ps, gs, ms, *how)
 
     def square_sum(self, g) -> float:
         return self._run("square_sum", g)

@@ -75,7 +75,12 @@ def resident() -> int:
 
 
 def need(
-    table: Sequence[Param], activations: int, tokens: int, process: int, optimiser: Any = None
+    table: Sequence[Param],
+    activations: int,
+    tokens: int,
+    process: int,
+    optimiser: Any = None,
+    threads: int = 1,
 ) -> Need:
     """What the run will hold, where its arena peaks at `activations` bytes and the process held
     `process` before the weights. The optimiser is AdamW where none is named."""
@@ -83,7 +88,7 @@ def need(
     moments = 2 * one
     if optimiser is not None:
         moments = sum(state.flat.nbytes for state in optimiser.states().values())
-        moments += optimiser.working_bytes
+        moments += optimiser.working_bytes(threads)
     return Need(
         weights=one,
         gradients=one,

@@ -13,6 +13,8 @@ from typing import Any
 from tenarai.config import Optimiser
 from tenarai.models.table import Param, Weights
 
+SMALL = 1 << 18  # weights of a matrix that one thread takes alone, as kernels/muon.cc has it
+
 
 def optimiser_of(table: Sequence[Param], settings: Optimiser) -> AdamW | Muon:
     """The optimiser that the settings name."""
@@ -22,11 +24,13 @@ def optimiser_of(table: Sequence[Param], settings: Optimiser) -> AdamW | Muon:
 class AdamW:
     """First and second moments of a table's weights: m and v, `Weights` both."""
 
-    working_bytes = 0  # taken and given back in a step
-
     def __init__(self, table: Sequence[Param], settings: Optimiser):
         self.settings = settings
         self.m, self.v = Weights(table), Weights(table)
+
+    def working_bytes(self, threads: int) -> int:
+        """What a step needs besides the states."""
+        return 0
 
     def states(self) -> dict[str, Weights]:
         """What a checkpoint must hold, by the names it has there."""
@@ -55,9 +59,18 @@ class Muon:
         self.others = [p for p in table if not is_hidden_matrix(p)]
         self.momentum = Weights(self.matrices)
         self.m, self.v = Weights(self.others), Weights(self.others)
-        # u, X, its product and one for the result, two of the smaller side's square
-        sizes = [4 * p.size + 2 * min(p.shape) ** 2 for p in self.matrices]
-        self.working_bytes = 4 * max(sizes, default=0)
+
+    def working_bytes(self, threads: int) -> int:
+        """What a step needs besides the states: for a matrix X and its product, and two of the
+        smaller side's square. Each thread has a small matrix, all together a large one."""
+        small, large = 0, 0
+        for p in self.matrices:
+            need = 4 * (2 * p.size + 2 * min(p.shape) ** 2)
+            if p.size <= SMALL:
+                small = max(small, need)
+            else:
+                large = max(large, need)
+        return threads * small + large
 
     def states(self) -> dict[str, Weights]:
         """What a checkpoint must hold, by the names it has there."""
@@ -70,9 +83,8 @@ class Muon:
         s = self.settings
         how = {"momentum": s.momentum, "weight_decay": s.weight_decay, "grad_scale": grad_scale}
         muon_lr = s.muon_lr * lr / s.lr if s.lr else 0.0
-        for p in self.matrices:
-            arrays = (w[p.name] for w in (params, grads, self.momentum))
-            ops.muon_step(*arrays, lr=muon_lr, **how)
+        arrays = [[w[p.name] for p in self.matrices] for w in (params, grads, self.momentum)]
+        ops.muon_step(*arrays, lr=muon_lr, **how)
         for p in self.others:
             flat = [w[p.name].reshape(-1) for w in (params, grads, self.m, self.v)]
             _adamw(ops, flat, s, p.decay, lr, step, grad_scale)

@@ -19,7 +19,7 @@ and as good to train with). The scale makes a step's size the same for outputs o
 Source: Jordan and others, "Muon: an optimizer for hidden layers in neural networks" (2024).
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -27,46 +27,38 @@ from .common import Array
 
 STEPS, A, B, C = 5, 3.4445, -4.7750, 2.0315
 EPS = 1e-7  # added to the norm, so that a gradient of zeros moves nothing
-Product = Callable[[Array, Array], Array]
 
 
 def muon_step(
-    p: Array,
-    g: Array,
-    m: Array,
+    ps: Sequence[Array],
+    gs: Sequence[Array],
+    ms: Sequence[Array],
     *,
     lr: float,
     momentum: float,
     weight_decay: float,
     grad_scale: float,
-    products: tuple[Product, Product] | None = None,
 ) -> None:
-    """One step of Muon, in place on p and m; g is only read. All (O, I).
+    """One step of Muon for each of several matrices, in place on p and m; g is only read.
 
-    `products` are those of (n, k)·(m, k)ᵀ and (n, k)·(k, m), NumPy's by default.
+    All three of a matrix are (O, I); each matrix's step is its own.
     """
-    O, I = p.shape
-    g = g * p.dtype.type(grad_scale)  # (O, I)
-    m *= momentum
-    m += (1 - momentum) * g
-    u = momentum * m + (1 - momentum) * g  # (O, I)
-    p *= 1 - lr * weight_decay
-    p -= (lr * max(1.0, O / I) ** 0.5) * newton_schulz(u, products)
+    for p, g, m in zip(ps, gs, ms, strict=True):
+        O, I = p.shape
+        g = g * p.dtype.type(grad_scale)  # (O, I)
+        m *= momentum
+        m += (1 - momentum) * g
+        u = momentum * m + (1 - momentum) * g  # (O, I)
+        p *= 1 - lr * weight_decay
+        p -= (lr * max(1.0, O / I) ** 0.5) * newton_schulz(u)
 
 
-def newton_schulz(u: Array, products: tuple[Product, Product] | None = None) -> Array:
+def newton_schulz(u: Array) -> Array:
     """NS(u) (O, I), by the formula above. The products are of the smaller side's size."""
-    by_transpose, plain = products or (lambda a, b: a @ b.T, lambda a, b: a @ b)
     x = u / (np.linalg.norm(u) + EPS)
     if x.shape[0] > x.shape[1]:
-        x = np.ascontiguousarray(x.T)
+        x = x.T
     for _ in range(STEPS):
-        square = by_transpose(x, x)  # (n, n), n = min(O, I)
-        fourth = by_transpose(square, square)  # symmetric, so its own transpose
-        square *= B
-        fourth *= C
-        square += fourth
-        y = plain(square, x)  # (n, max(O, I))
-        x *= A
-        x += y
-    return x if x.shape == u.shape else np.ascontiguousarray(x.T)
+        square = x @ x.T  # (n, n), n = min(O, I)
+        x = A * x + (B * square + C * square @ square) @ x  # square is its own transpose
+    return x if x.shape == u.shape else x.T
