@@ -38,14 +38,14 @@
 //         dqᵀ (D, 64) += kᵀ da
 //
 // Masks (attention_seen.h): products are made for the blocks of eight keys or so that a strip of
-// queries sees (in words and bfloat16: that a panel sees), so on the causal diagonal they stop
+// queries sees (in words and digits: that a panel sees), so on the causal diagonal they stop
 // above it. Soft-cap and ALiBi change the tile a where it stands, dp with it: da = p (dp − D) (1 −
 // tanh²). A sink is one more score in l, and its gradient a sum over the queries of what is known
 // without keys.
 //
 // The products are of floats (attention_floats.h), of words (attention_words.h) or, with AMX, of
-// sums of bfloat16s (attention_bfloats.h); what is between them is in attention_softmax.h.
-#include "attention_bfloats.h"
+// digits (attention_digits.h); what is between them is in attention_softmax.h.
+#include "attention_digits.h"
 #include "attention_few.h"
 #include "attention_floats.h"
 #include "attention_words.h"
@@ -150,9 +150,7 @@ void attention_forward(Pool& pool, const AttentionForward& f, const AttentionSha
   if (s.T == 0 || s.S == 0 || s.D == 0) return;
   if (few_queries(s)) return few_forward(pool, f, s);
 #if defined(TENARAI_AMX)
-  if (in_bfloats(s))
-    return s.products == Products::words ? forward_units<BfloatForward<2>>(pool, f, s)
-                                         : forward_units<BfloatForward<3>>(pool, f, s);
+  if (in_digits(s)) return forward_units<DigitForward>(pool, f, s);
 #elif defined(__AVX512VNNI__)
   if (in_words(s)) return forward_units<WordForward>(pool, f, s);
 #endif
@@ -163,9 +161,7 @@ void attention_backward(Pool& pool, const AttentionBackward& f, const AttentionS
   if (s.T == 0 || s.S == 0 || s.D == 0) return;
   if (f.dsinks && s.sinks) sinks_backward(pool, f, s);
 #if defined(TENARAI_AMX)
-  if (in_bfloats(s))
-    return s.products == Products::words ? backward_units<BfloatBackward<2>>(pool, f, s)
-                                         : backward_units<BfloatBackward<3>>(pool, f, s);
+  if (in_digits(s)) return backward_units<DigitBackward>(pool, f, s);
 #elif defined(__AVX512VNNI__)
   if (in_words(s)) return backward_units<WordBackward>(pool, f, s);
 #endif

@@ -17,6 +17,9 @@ static inline float dot(const float* a, const float* b, i64 n) {
   return sum(total);
 }
 
+// A float holds p = 2^8 as well as 1, and y need not shrink with every new record.
+constexpr float kSlack = 8;
+
 // Below every score: the greatest so far of a query that has met no key of its window yet.
 constexpr float kLowest = -3e38f;
 
@@ -30,10 +33,12 @@ struct ForwardTiles {
   }
 };
 
-// For kLanes queries and a tile of keys: a becomes p = 2^(a − m), m rises, and l and y so far
-// shrink by 2^(old m − new m).
+// For kLanes queries and a tile of keys: a becomes p = 2^(a − m), m rises where a score is above it
+// by more than `slack`, and l and y so far shrink by 2^(old m − new m). p is at most 2^slack. It is
+// kept as the product wants it: weighed(p, row).
+template <class Weighed>
 static inline void softmax_column(const ForwardTiles& w, const Seen& seen, i64 column, i64 key,
-                                  Range rows, i64 D, bool first) {
+                                  Range rows, i64 D, bool first, float slack, Weighed weighed) {
   float* p = w.p + column;
   const Range free = seen.free_rows(column, key, rows);
   const vf old = first ? broadcast(kLowest) : load(w.top + column);
@@ -53,10 +58,11 @@ static inline void softmax_column(const ForwardTiles& w, const Seen& seen, i64 c
   for (; row < free.end; ++row) tops[0] = max(tops[0], load(p + row * kPanel));
   top = max(max(tops[0], tops[1]), max(tops[2], tops[3]));
   hide(free.end, rows.end);
+  top = top > old + slack ? top : old;
   for (i64 s = rows.begin; s < rows.end; ++s) {
     const vf e = exp2_weight(load(p + s * kPanel) - top);
     total += e;
-    store(p + s * kPanel, e);
+    store(p + s * kPanel, weighed(e, s));
   }
   const vf shrink = exp2_weight(old - top);
   store(w.top + column, top);
@@ -66,6 +72,11 @@ static inline void softmax_column(const ForwardTiles& w, const Seen& seen, i64 c
     float* y = w.y + d * kPanel + column;
     store(y, load(y) * shrink);
   }
+}
+
+static inline void softmax_column(const ForwardTiles& w, const Seen& seen, i64 column, i64 key,
+                                  Range rows, i64 D, bool first, float slack = kSlack) {
+  softmax_column(w, seen, column, key, rows, D, first, slack, [](vf p, i64) { return p; });
 }
 
 // y and ℓ of a panel from its sums; the sink comes in here. Queries that see no key have y = 0.
@@ -108,18 +119,27 @@ struct BackwardTiles {
   }
 };
 
-// For kLanes queries: p = 2^(a − ℓ) and da = p (dp − delta), where a and dp stood.
+// For kLanes queries: p = 2^(a − ℓ) and da = p (dp − delta), of a and dp in the tiles, are kept by
+// keep(p, da, row).
+template <class Keep>
 static inline void scores_backward_column(const BackwardTiles& w, const Seen& seen, vf delta,
-                                          i64 column, i64 key, Range rows) {
+                                          i64 column, i64 key, Range rows, Keep keep) {
   const vf lse = load(w.lse + column);
   const Range free = seen.free_rows(column, key, rows);
   for (i64 s = rows.begin; s < rows.end; ++s) {
-    float *p = w.p + s * kPanel + column, *da = w.da + s * kPanel + column;
-    vf weight = exp2_weight(load(p) - lse);
+    const i64 at = s * kPanel + column;
+    vf weight = exp2_weight(load(w.p + at) - lse);
     if (s < free.begin || s >= free.end) weight = seen.mask(weight, column, key + s, 0);
-    store(p, weight);
-    store(da, weight * (load(da) - delta));
+    keep(weight, weight * (load(w.da + at) - delta), s);
   }
+}
+// Where a and dp stood.
+static inline void scores_backward_column(const BackwardTiles& w, const Seen& seen, vf delta,
+                                          i64 column, i64 key, Range rows) {
+  scores_backward_column(w, seen, delta, column, key, rows, [&](vf p, vf da, i64 s) {
+    store(w.p + s * kPanel + column, p);
+    store(w.da + s * kPanel + column, da);
+  });
 }
 
 // The panel's q, dy, ℓ and D_t into the tiles, each the way that a product wants it.

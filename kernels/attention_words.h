@@ -158,7 +158,7 @@ inline void WordForward::panel(const AttentionForward& f, const AttentionShape& 
     k.times_queries(a, q_words, s + rows.begin, height, width);
     for (i64 i = 0; i < width; i += kLanes) {
       if (!scores.plain()) modify(p + i, scores, place + static_cast<float>(i), s, rows);
-      softmax_column(*this, seen, i, s, rows, D, first);
+      softmax_column(*this, seen, i, s, rows, D, first, 0);  // p <= 1: words' scale
     }
     for (i64 row = rows.begin; row < rows.end; ++row)  // no weight past the last query
       for (i64 i = panel.count; i < width; ++i) p[row * kPanel + i] = 0;

@@ -29,7 +29,7 @@ namespace TENARAI_ISA {
 // sums (kDigits, 16, 16) = those of the products of a panel of A and one of B, the greatest powers
 // first. Tiles 0 to 2 are the sums.
 template <int kDigits>
-TENARAI_INLINE void digit_sums(int32_t* sums, const float* a, const float* b, i64 steps,
+TENARAI_INLINE void digit_sums(int32_t* sums, const float* a, const float* b, i64 steps, bool half,
                                Ahead* ahead) {
   tiles_read_memory();
   _tile_zero(0);
@@ -58,6 +58,25 @@ TENARAI_INLINE void digit_sums(int32_t* sums, const float* a, const float* b, i6
       _tile_dpbssd(0, 3, 6);
       _tile_loadd(4, a, 64);
       _tile_dpbssd(1, 4, 6);
+      _tile_loadd(7, b, 64);
+      _tile_dpbssd(1, 3, 7);
+    }
+  }
+  if (half) {
+    if constexpr (kDigits == 3) {
+      _tile_loadd(3, a + 2 * kTile, 64);
+      _tile_loadd(6, b + 2 * kTile, 64);
+      _tile_dpbssd(0, 3, 6);
+      _tile_loadd(7, b + kTile, 64);
+      _tile_dpbssd(1, 3, 7);
+      _tile_loadd(4, b, 64);
+      _tile_dpbssd(2, 3, 4);
+      _tile_loadd(5, a, 64);
+      _tile_dpbssd(2, 5, 6);
+    } else {
+      _tile_loadd(3, a + kTile, 64);
+      _tile_loadd(6, b + kTile, 64);
+      _tile_dpbssd(0, 3, 6);
       _tile_loadd(7, b, 64);
       _tile_dpbssd(1, 3, 7);
     }
@@ -120,7 +139,7 @@ struct DigitProduct {
              bool first, bool last, PlaceOfB next) const {
     const Tiles<Epilogue, kLines, kLines> way{epilogue, first, last};
     const bool streams = way.stream(n);
-    const i64 steps = Panel::steps_of(k);
+    const i64 steps = Panel::steps_of(k), whole_steps = Panel::whole_steps(k);
     Ahead ahead(b.reads(next.j, next.columns, next.k, next.depth),
                 (m + kLines - 1) / kLines * steps * 16);
     alignas(64) int32_t sums[kDigits * kAmxFloats];
@@ -130,7 +149,7 @@ struct DigitProduct {
       const i64 rows = at_most(kLines, m - i);
       ahead.c = Lines::of(epilogue.c + (i0 + i) * epilogue.stride + j0, epilogue.stride,
                           streams ? 0 : rows, n);
-      digit_sums<kDigits>(sums, a_panels, panel.steps, steps, &ahead);
+      digit_sums<kDigits>(sums, a_panels, panel.steps, whole_steps, steps > whole_steps, &ahead);
       for (i64 r = 0; r < kLines; ++r) {
         vf v = whole(sums + r * kLanes) * 256.0f + whole(sums + kAmxFloats + r * kLanes);
         if constexpr (kDigits == 3) v = v * 256.0f + whole(sums + 2 * kAmxFloats + r * kLanes);

@@ -1,5 +1,6 @@
-"""Attention in words: off by what 12 bits a number lose (16 with AMX) and no more, with every
-option; weights far below the greatest count; float32 for few queries or without words."""
+"""Attention in words: off by what 12 bits a number lose and no more, with every option; weights far
+below the greatest count; float32 for few queries or without words. With AMX it is of 24 bits, and
+nothing that stands out makes its neighbours coarse."""
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from tenarai.ops import fast, fast_attention, reference
 NAMES = ("y", "dq", "dk", "dv")
 # Relative to the norm, of normal numbers: measured 3e-4 to 6e-4. a is off by 3e-4 of its size, and
 # so is p; da is a difference.
-TOLERANCE = {"avx512vnni": 8e-4, "amx": 2e-5}
+TOLERANCE = {"avx512vnni": 8e-4, "amx": 5e-6}
 
 WORDS = [isa for isa in fast.available_isas() if isa in TOLERANCE]
 
@@ -23,7 +24,7 @@ def isa(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def for_few_keys_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not only where they pay, so that the cases can be small."""
-    monkeypatch.setattr(fast_attention, "PAYS_WITH_AMX", {"plain": 0, "fast": 0, "words": 0})
+    monkeypatch.setattr(fast_attention, "PAYS_WITH_AMX", 0)
 
 
 def norm_error(got: np.ndarray, truth: np.ndarray) -> float:
@@ -71,8 +72,10 @@ def words(isa: str, threads: int = 2) -> fast.Fast:
 def test_off_by_what_the_rounding_loses(isa: str, shape, options) -> None:
     arrays = inputs(*shape)
     want = truths(*arrays, **options)
+    plain = results(fast.Fast(2, isa), *arrays, **options)
     for name, got in results(words(isa), *arrays, **options).items():
-        assert 1e-6 < norm_error(got, want[name]) < TOLERANCE[isa], name
+        assert norm_error(got, want[name]) < TOLERANCE[isa], name
+        assert not np.array_equal(got, plain[name]), name
 
 
 @pytest.mark.parametrize("T", [640, 633, 47])
@@ -133,11 +136,30 @@ def test_few_queries_stay_float32(isa: str) -> None:
         assert np.array_equal(got, plain[name]), name
 
 
-@pytest.mark.parametrize(("products", "least"), [("plain", 1), ("fast", 512), ("words", 256)])
+@pytest.mark.skipif("amx" not in WORDS, reason="no AMX")
+@pytest.mark.parametrize("where", ["v", "k", "q", "dy"])
+def test_one_that_stands_out(where: str) -> None:
+    """A row a thousand times the others: what has nothing to do with it is as exact as ever, though
+    it shares its tile."""
+    T, at = 256, 40
+    arrays = dict(zip(("q", "k", "v", "dy"), inputs(1, T, T, 1, 1, 64), strict=True))
+    arrays[where][:, at] *= 1000
+    got = results(fast.Fast(2, "amx", products="fast"), *arrays.values())
+    want = truths(*arrays.values())
+    # Queries before a key do not see it, nor do keys behind a query.
+    free = slice(1, at) if where in ("v", "k") else slice(at + 1, None)
+    for name in ("y", "dq") if where in ("v", "k") else ("dk", "dv"):
+        error = np.linalg.norm(got[name] - want[name], axis=-1)[0, free]
+        size = np.linalg.norm(want[name], axis=-1)[0, free]
+        assert (error < 2e-5 * size).all(), (name, (error / size).max())
+
+
+@pytest.mark.parametrize("products", ["plain", "fast", "words"])
 @pytest.mark.parametrize("told", ["amx", "avx512vnni"])
-def test_with_amx_where_many_keys_are_seen(monkeypatch, told: str, products: str, least: int):
+def test_with_amx_where_many_keys_are_seen(monkeypatch, told: str, products: str) -> None:
     """What the kernels are asked for, on any CPU: in both passes plain where few are seen."""
     monkeypatch.undo()
+    least = fast_attention.PAYS_WITH_AMX
     asked = []
 
     class Told(fast.Fast):
@@ -148,7 +170,7 @@ def test_with_amx_where_many_keys_are_seen(monkeypatch, told: str, products: str
             return super()._run(name, *arguments)
 
     ops = Told(2, products=products)
-    few = least - 1 or 1
+    few = least - 1
     for T, S, window, many in (
         (least, least, None, True),
         (few, few, None, False),

@@ -70,10 +70,10 @@ class Fast(Attention, LinearAttention, Loss):
     fewer or cheaper multiplications ("fast"), or of 16-bit whole numbers ("words").
     Fast: seven multiplications for eight (4 to 9 % less time, rounding errors 1.4 times as large,
     and a row's result depends on the rows beside it); with AMX whole numbers of 24 bits (twice as
-    fast, rounding errors as usual, but relative to the greatest of a row's or column's 512), and
-    attention's products of sums of three bfloat16s, as exact as float32, where many keys are seen.
+    fast, rounding errors as usual, but relative to the greatest of a row's or column's 512;
+    attention's where many keys are seen, relative to a row's own or a tile's 64).
     Words: 1.6 times as fast with AVX-512 VNNI, 1.3 with AVX2, off by 3e-4 of the product's norm, as
-    with TF32; with AMX 2.5 times, off by 7e-5. Attention's too, but with AVX2. Elsewhere "fast".
+    with TF32; with AMX 2.5 times, off by 7e-5. Attention's too with VNNI. Elsewhere "fast".
     Not for two Python threads at once.
     """
 

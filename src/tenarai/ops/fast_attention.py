@@ -14,9 +14,9 @@ from .saved import Saved
 
 Array = np.ndarray
 
-# Queries and keys in sight from which other products than plain ones pay with AMX: what is rounded
-# or split anew for each tile must meet many.
-PAYS_WITH_AMX = {"plain": 0, "fast": 512, "words": 256}
+# Queries and keys in sight from which other products than plain ones pay with AMX: what becomes
+# digits anew for each tile must meet many.
+PAYS_WITH_AMX = 256
 
 
 class Attention:
@@ -77,9 +77,7 @@ class Attention:
 
     def _attention_products(self, q, k, o):
         seen = min(q.shape[1], o.window or k.shape[1])  # with a window T <= S
-        if self.isa == "amx" and seen < PAYS_WITH_AMX[self.products]:
-            return "plain"
-        return self.products
+        return "plain" if self.isa == "amx" and seen < PAYS_WITH_AMX else self.products
 
 
 def _attention(saved: tuple) -> tuple:
