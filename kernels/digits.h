@@ -70,7 +70,9 @@ struct DigitPanel {
       for (i64 r = 0; r < kLanes; ++r) {
         vi even = {}, odd = {};
         vf total = {};
+        const float* next = p + (r + kLanes) * from.stride;  // for the panel after this one
         for (i64 i = 0; i < k; i += 2 * kLanes) {
+          __builtin_prefetch(next + i), __builtin_prefetch(next + i + kLanes);
           const vf a = part(r, i), b = part(r, i + kLanes);
           even = larger(even, magnitude(a));
           odd = larger(odd, magnitude(b));
@@ -104,6 +106,8 @@ struct DigitPanel {
       vf total = {};
       i64 i = 0;
       for (; i + 2 <= k; i += 2) {
+        const float* next = p + i * from.stride + kLanes;
+        __builtin_prefetch(next), __builtin_prefetch(next + from.stride);
         const vf a = row(i), b = row(i + 1);
         even = larger(even, magnitude(a));
         odd = larger(odd, magnitude(b));
