@@ -9,8 +9,10 @@
 //   dk = da q    da                   q                64 queries
 //   dqᵀ = kᵀ da  k, turned            da               64 keys
 //
-// Each line of a panel has a scale for what is summed over. Three digits a float are as exact as
-// floats, beside the greatest of what a sum adds up.
+// Each line of a panel has a scale for what is summed over, so three digits a float are as exact as
+// floats beside the greatest of their row: a channel far above the others costs q k and dy v as
+// many digits as it is above them. What is NaN or infinite in a key reaches all 64 queries of a
+// panel that sees anything of its tile, in a query its own row alone, and in a gradient 64 keys.
 #pragma once
 
 #include "attention_softmax.h"
@@ -206,24 +208,21 @@ static __attribute__((noinline)) void digit_blocks(float* c, i64 c_stride, const
   before.template rows<0, kLanes>();
 }
 template <bool kAdd>
-static void digit_product(float* c, i64 c_stride, const DigitPanels& a, const DigitPanels& b, i64 M,
-                          i64 N) {
-  const i64 whole = a.whole_steps();
-  const bool half = a.steps() > whole;
-  const auto blocks = whole == 0 ? &digit_blocks<kAdd, 0, true>
-                      : whole == 1
-                          ? half ? &digit_blocks<kAdd, 1, true> : &digit_blocks<kAdd, 1, false>
-                      : half ? &digit_blocks<kAdd, 2, true>
-                             : &digit_blocks<kAdd, 2, false>;
-  blocks(c, c_stride, a, b, M, N);
+static auto blocks_for(i64 whole, bool half) {
+  return whole == 0   ? &digit_blocks<kAdd, 0, true>
+         : whole == 1 ? half ? &digit_blocks<kAdd, 1, true> : &digit_blocks<kAdd, 1, false>
+         : half       ? &digit_blocks<kAdd, 2, true>
+                      : &digit_blocks<kAdd, 2, false>;
 }
 static void digit_product(float* c, i64 c_stride, const DigitPanels& a, const DigitPanels& b, i64 M,
                           i64 N, bool add) {
-  (add ? &digit_product<true> : &digit_product<false>)(c, c_stride, a, b, M, N);
+  const i64 whole = a.whole_steps();
+  const bool half = a.steps() > whole;
+  (add ? blocks_for<true>(whole, half) : blocks_for<false>(whole, half))(c, c_stride, a, b, M, N);
 }
 
-// The power of two below the greatest magnitude, and one over it; 0 of next to nothing, 1 of what
-// is no number.
+// The power of two below the greatest magnitude, 2^126 at most, and one over it. 0 of what is below
+// 2^-100, 1 of what is not finite.
 struct Size {
   float value = 1, inverse = 1;
 
@@ -234,14 +233,14 @@ struct Size {
     int32_t greatest = 0;
     for (int lane = 0; lane < kLanes; ++lane)
       greatest = most[lane] > greatest ? most[lane] : greatest;
-    constexpr int32_t kOne = 127 << 23, kRange = 100 << 23;
-    const int32_t power = greatest & 0xff << 23;
-    if (power > kOne + kRange) return;
-    if (power < kOne - kRange) {
+    constexpr int32_t kOne = 127 << 23, kLeast = 27 << 23, kMost = 253 << 23, kNone = 255 << 23;
+    const int32_t exponent = greatest & kNone;
+    if (exponent == kNone) return;
+    if (exponent < kLeast) {
       value = inverse = 0;
       return;
     }
-    const int32_t under = 2 * kOne - power;
+    const int32_t power = exponent > kMost ? kMost : exponent, under = 2 * kOne - power;
     std::memcpy(&value, &power, sizeof value);
     std::memcpy(&inverse, &under, sizeof inverse);
   }
@@ -306,7 +305,6 @@ struct DigitForward : ForwardTiles {
 
   void lay(Cut& cut, const AttentionShape& s) {
     ForwardTiles::lay(cut, s);
-    y = cut(round_up(s.D, kLanes) * kPanel);
     k.lay(cut, s, true, false), v.lay(cut, s, false, true);
     q_panels.lay(cut, kPanel, s.D), p_panels.lay(cut, kPanel, kKeyTile);
   }
@@ -357,7 +355,6 @@ struct DigitBackward : BackwardTiles {
   void lay(Cut& cut, const AttentionShape& s, const i64& units) {
     BackwardTiles::lay(cut, s, units);
     const i64 W = round_up(s.D, kLanes);
-    dq_t = cut(W * kPanel);
     k.lay(cut, s, true, true), v.lay(cut, s, true, false);
     q_panels.lay(cut, kPanel, s.D), dy_panels.lay(cut, kPanel, s.D);
     q_down.lay(cut, W, kPanel), dy_down.lay(cut, W, kPanel);

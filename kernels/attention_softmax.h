@@ -24,11 +24,11 @@ constexpr float kSlack = 8;
 constexpr float kLowest = -3e38f;
 
 struct ForwardTiles {
-  float *q, *y, *p;    // (D, 64), (D, 64), (64 keys, 64)
+  float *q, *y, *p;    // (D, 64), (D and more, 64), (64 keys, 64)
   float *top, *total;  // (64): m and l
 
   void lay(Cut& cut, const AttentionShape& s) {
-    q = cut(s.D * kPanel), y = cut(s.D * kPanel), p = cut(kKeyTile * kPanel);
+    q = cut(s.D * kPanel), y = cut(round_up(s.D, kLanes) * kPanel), p = cut(kKeyTile * kPanel);
     top = cut(kPanel), total = cut(kPanel);
   }
 };
@@ -103,7 +103,7 @@ static inline void finish_panel(const AttentionForward& f, const AttentionShape&
 }
 
 struct BackwardTiles {
-  float *q_t, *dy_t, *dq_t;  // (D, 64): transposed
+  float *q_t, *dy_t, *dq_t;  // (D, 64): transposed; dq_t has room for whole vectors of rows
   float *q, *dy;             // (64, W): rows as wide as whole vectors
   float *p, *da;             // (64 keys, 64)
   float *lse, *delta;        // (64): ℓ in base 2, and D_t
@@ -111,7 +111,7 @@ struct BackwardTiles {
 
   void lay(Cut& cut, const AttentionShape& s, i64 units) {
     const i64 W = round_up(s.D, kLanes);
-    q_t = cut(s.D * kPanel), dy_t = cut(s.D * kPanel), dq_t = cut(s.D * kPanel);
+    q_t = cut(s.D * kPanel), dy_t = cut(s.D * kPanel), dq_t = cut(W * kPanel);
     q = cut(kPanel * W), dy = cut(kPanel * W);
     p = cut(kKeyTile * kPanel), da = cut(kKeyTile * kPanel), lse = cut(kPanel), delta = cut(kPanel);
     const i64 size = round_up(s.S, kLanes) * W;

@@ -10,8 +10,8 @@ namespace TENARAI_ISA {
 constexpr i64 kMaxParts = 256;
 constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 
-// 2^x for x up to 126. Where x < -125 it is 0: beside a greatest weight of 1 it is nothing, and in
-// products it would become a denormal number, which is slow.
+// 2^x − 2^-125 for x up to 126, which is 0 where x < -125: beside a greatest weight of 1 that is
+// nothing, and products with it would be denormal numbers, which are slow.
 // 2^x = 2^n 2^f with |f| <= 1/2, 2^f = 1 + f P(f) to 9e-8 (minimax).
 TENARAI_INLINE vf exp2_weight(vf x) {
   const float round = 12582912.0f;  // 1.5 · 2^23: adding it leaves the integer in the low bits

@@ -112,11 +112,14 @@ void muon_step(Pool& pool, const MuonMatrix* matrices, i64 count, const Muon& s)
     return static_cast<size_t>(most) * sizeof(float);
   };
   const size_t of_small = memory_for(true), of_large = memory_for(false);
-  // The memory of those threads that a product does not use.
+  // A product has its panels in the memory of the pool that it runs on: the matrices are in the
+  // other pool's. All of it is taken before the job.
+  constexpr size_t kPanels = 4 << 20;  // more than a small product's
   const auto memory = [&](int thread) {
     return static_cast<float*>(pool.scratch(thread, of_small));
   };
-  for (int thread = 0; thread < pool.threads(); ++thread) memory(thread), pool.alone(thread);
+  for (int thread = 0; of_small && thread < pool.threads(); ++thread)
+    memory(thread), pool.alone(thread).scratch(0, kPanels);
   parallel_pieces(pool, count, pool.threads(), 1, [&](int thread, Pool::Piece piece) {
     each_of(true, piece.range,
             [&](const MuonMatrix& w) { step(pool.alone(thread), w, s, memory(thread)); });

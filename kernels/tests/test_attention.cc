@@ -1,6 +1,6 @@
 // Attention against plain loops in double: views with gaps between their rows, grouped heads, more
 // keys than queries, odd sizes, few queries and many, every option with every other, one thread and
-// several; in float32, in words and, with AMX, in sums of bfloat16s.
+// several; in float32, in words and, with AMX, in digits.
 #include <algorithm>
 #include <cstring>
 #include <string>
@@ -215,8 +215,8 @@ void test_same_bits(const Kernels& k, Pool& pool, Products products) {
          "attention: bits of two runs", y1.array[0], y2.array[0]);
 }
 
-// A NaN in a key is seen by the queries that see the key, and by no other; in words, which share
-// scales, by others of their panel too.
+// A NaN in a key is seen by the queries that see the key, and by no other; in words and digits,
+// which share scales, by others of their panel too.
 void test_nan(const Kernels& k, Pool& pool, int64_t T, Products products) {
   const int64_t S = 70, D = 8, bad = S - 2;
   View q(1, T, 1, D, 0), key(1, S, 1, D, 0), v(1, S, 1, D, 0), y(1, T, 1, D, 0);

@@ -73,7 +73,7 @@ class Fast(Attention, LinearAttention, Loss):
     fast, rounding errors as usual, but relative to the greatest of a row's or column's 512;
     attention's where many keys are seen, relative to a row's own or a tile's 64).
     Words: 1.6 times as fast with AVX-512 VNNI, 1.3 with AVX2, off by 3e-4 of the product's norm, as
-    with TF32; with AMX 2.5 times, off by 7e-5. Attention's too with VNNI. Elsewhere "fast".
+    with TF32; with AMX 2.5 times, off by 7e-5. Attention's too with VNNI. All others are "fast".
     Not for two Python threads at once.
     """
 

@@ -44,6 +44,8 @@ def muon_step(
     All three of a matrix are (O, I); each matrix's step is its own.
     """
     for p, g, m in zip(ps, gs, ms, strict=True):
+        if p.size == 0:
+            continue
         O, I = p.shape
         g = g * p.dtype.type(grad_scale)  # (O, I)
         m *= momentum
