@@ -52,9 +52,8 @@ def build(
     trainer = _trainer(settings, state, dataset, ops, folder, report, peak)
     trainer.plans = _plans(trainer)
     activations = trainer.plans.train.bytes if trainer.plans.train else 0
-    need = memory.need(
-        model.table(), activations, dataset.bytes, process, state.optimiser, ops.threads
-    )
+    threads = getattr(ops, "threads", 1)  # the reference has none
+    need = memory.need(model.table(), activations, dataset.bytes, process, state.optimiser, threads)
     free = memory.available()
     report.say(f"memory: {need}; {memory.in_words(free)} free")
     m = settings.model
