@@ -57,11 +57,7 @@ inline void FloatForward::panel(const AttentionForward& f, const AttentionShape&
     }
   }
   for (i64 strip = 0; strip < width; strip += kStrip)
-    if (fresh[strip / kStrip])  // saw nothing
-      for (i64 i = strip; i < strip + kStrip; i += kLanes) {
-        store(w.top + i, broadcast(kLowest));
-        for (i64 d = 0; d < D; ++d) store(w.y + d * kPanel + i, vf{});
-      }
+    if (fresh[strip / kStrip]) saw_nothing(w, strip, strip + kStrip, D);
   finish_panel(f, shape, w, panel, seen);
 }
 

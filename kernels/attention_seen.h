@@ -123,6 +123,13 @@ struct Seen {
     return {(r.begin - key) / kTileRows * kTileRows,
             at_most(round_up(r.end - key, kTileRows), count)};
   }
+  // The same of any of the first `width` queries.
+  Range rows_of_all(i64 width, i64 key, i64 count) const {
+    Range r = {0, 0};
+    for (i64 strip = 0; strip < width; strip += kStrip)
+      r = hull(r, rows(strip / kStrip, key, count));
+    return r;
+  }
   // Of such rows, those that all queries of the vector at `lane` see.
   Range free_rows(i64 lane, i64 key, Range rows) const {
     const Range r = common({all[lane / kLanes].begin - key, all[lane / kLanes].end - key}, rows);

@@ -79,6 +79,14 @@ static inline void softmax_column(const ForwardTiles& w, const Seen& seen, i64 c
   softmax_column(w, seen, column, key, rows, D, first, slack, [](vf p, i64) { return p; });
 }
 
+// For queries [begin, end) that have met no key.
+static inline void saw_nothing(const ForwardTiles& w, i64 begin, i64 end, i64 D) {
+  for (i64 i = begin; i < end; i += kLanes) {
+    store(w.top + i, broadcast(kLowest));
+    for (i64 d = 0; d < D; ++d) store(w.y + d * kPanel + i, vf{});
+  }
+}
+
 // y and ℓ of a panel from its sums; the sink comes in here. Queries that see no key have y = 0.
 static inline void finish_panel(const AttentionForward& f, const AttentionShape& shape,
                                 const ForwardTiles& w, const Panel& panel, const Seen& seen) {

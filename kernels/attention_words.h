@@ -112,14 +112,6 @@ static inline void fill_ones(const Words& words) {
   for (i64 i = 0; i < kPanel; i += kLanes) store(words.scales + i, vf{} + 1.0f);
 }
 
-// The rows of a tile of keys that some query of a panel sees.
-static inline Range rows_seen(const Seen& seen, i64 width, i64 key, i64 count) {
-  Range rows = {0, 0};
-  for (i64 strip = 0; strip < width; strip += kStrip)
-    rows = hull(rows, seen.rows(strip / kStrip, key, count));
-  return rows;
-}
-
 struct WordForward : ForwardTiles {
   WordKeys k, v;
   WordQueries q_words;
@@ -151,7 +143,7 @@ inline void WordForward::panel(const AttentionForward& f, const AttentionShape& 
   q_words.take(q, D, width);
   bool first = true;
   for (i64 s = seen.whole.begin / kKeyTile * kKeyTile; s < seen.whole.end; s += kKeyTile) {
-    const Range rows = rows_seen(seen, width, s, at_most(shape.S - s, kKeyTile));
+    const Range rows = seen.rows_of_all(width, s, at_most(shape.S - s, kKeyTile));
     if (empty(rows)) continue;
     const i64 height = rows.end - rows.begin;
     float* a = p + rows.begin * kPanel;
@@ -167,11 +159,7 @@ inline void WordForward::panel(const AttentionForward& f, const AttentionShape& 
                                 width, (height + 1) / 2, !first);
     first = false;
   }
-  if (first)  // saw nothing
-    for (i64 i = 0; i < width; i += kLanes) {
-      store(top + i, broadcast(kLowest));
-      for (i64 d = 0; d < D; ++d) store(y + d * kPanel + i, vf{});
-    }
+  if (first) saw_nothing(*this, 0, width, D);
   finish_panel(f, shape, *this, panel, seen);
 }
 
@@ -211,7 +199,7 @@ inline void WordBackward::panel(const AttentionBackward& f, const AttentionShape
   q_down.down(q, W, panel.count, W), dy_down.down(dy, W, panel.count, W);
   for (i64 i = 0; i < D * kPanel; i += kLanes) store(dq_t + i, vf{});
   for (i64 s = seen.whole.begin / kKeyTile * kKeyTile; s < seen.whole.end; s += kKeyTile) {
-    const Range rows = rows_seen(seen, width, s, at_most(shape.S - s, kKeyTile));
+    const Range rows = seen.rows_of_all(width, s, at_most(shape.S - s, kKeyTile));
     if (empty(rows)) continue;
     const i64 height = rows.end - rows.begin, key = s + rows.begin, at = rows.begin * kPanel;
     const i64 queries = (panel.count + 1) / 2;
