@@ -1,5 +1,4 @@
-// What attention's forward and backward share: how the work is divided, the power of two, what is
-// done to scores.
+// What attention's forward and backward share: how the work is divided, what is done to scores.
 #pragma once
 
 #include "attention_seen.h"
@@ -8,22 +7,6 @@ namespace tenarai {
 namespace TENARAI_ISA {
 
 constexpr i64 kMaxParts = 256;
-constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
-
-// 2^x − 2^-125 for x up to 126, which is 0 where x < -125: beside a greatest weight of 1 that is
-// nothing, and products with it would be denormal numbers, which are slow.
-// 2^x = 2^n 2^f with |f| <= 1/2, 2^f = 1 + f P(f) to 9e-8 (minimax).
-TENARAI_INLINE vf exp2_weight(vf x) {
-  const float round = 12582912.0f;  // 1.5 · 2^23: adding it leaves the integer in the low bits
-  x = max(broadcast(-125.0f), x);   // in this order a NaN stays
-  const vf t = x + round, f = x - (t - round);
-  vf p = f * 1.326472725e-3f + 9.671512688e-3f;
-  p = p * f + 5.550733744e-2f;
-  p = p * f + 0.2402224208f;
-  p = p * f + 0.6931469776f;
-  p = p * f + 1.0f;
-  return from_bits(bits(p) + (bits(t) << 23)) - 0x1p-125f;
-}
 
 // What becomes of the products r = factor · q·k: scores in base 2, a = cap tanh(r) − slope |x − s|.
 struct Scores {

@@ -55,6 +55,23 @@ TENARAI_INLINE vf exp(vf x) {
   return (exp_minus_1(r) + 1.0f) * power_of_2(half) * power_of_2(n - half);
 }
 
+constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
+
+// 2^x − 2^-125 for x up to 126, which is 0 where x < -125: beside a greatest weight of 1 that is
+// nothing, and products with it would be denormal numbers, which are slow.
+// 2^x = 2^n 2^f with |f| <= 1/2, 2^f = 1 + f P(f) to 9e-8 (minimax).
+TENARAI_INLINE vf exp2_weight(vf x) {
+  const float round = 12582912.0f;  // 1.5 · 2^23: adding it leaves the integer in the low bits
+  x = max(broadcast(-125.0f), x);   // in this order a NaN stays
+  const vf t = x + round, f = x - (t - round);
+  vf p = f * 1.326472725e-3f + 9.671512688e-3f;
+  p = p * f + 5.550733744e-2f;
+  p = p * f + 0.2402224208f;
+  p = p * f + 0.6931469776f;
+  p = p * f + 1.0f;
+  return from_bits(bits(p) + (bits(t) << 23)) - 0x1p-125f;
+}
+
 // (e^2x - 1) / (e^2x + 1), the numerator without cancellation.
 TENARAI_INLINE vf tanh(vf x) {
   vi n;
