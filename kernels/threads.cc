@@ -10,6 +10,10 @@
 #include <thread>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -194,14 +198,20 @@ Pool& Pool::alone(int thread) {
   return *pool;
 }
 
+static constexpr size_t kHugePage = 2 << 20;
+
 void* Pool::scratch(int thread, size_t bytes) {
   Scratch& mine = state_->scratch[thread];
   if (mine.bytes < bytes) {
-    const size_t rounded = (bytes + 4095) / 4096 * 4096;
+    const size_t page = bytes < kHugePage / 2 ? 4096 : kHugePage;
+    const size_t rounded = (bytes + page - 1) / page * page;
     std::free(mine.memory);
     mine.bytes = 0;
-    mine.memory = std::aligned_alloc(4096, rounded);
+    mine.memory = std::aligned_alloc(page, rounded);
     if (!mine.memory) throw std::bad_alloc();
+#if defined(__linux__)
+    if (page == kHugePage) madvise(mine.memory, rounded, MADV_HUGEPAGE);
+#endif
     mine.bytes = rounded;
   }
   return mine.memory;
