@@ -26,19 +26,33 @@
 namespace tenarai {
 namespace TENARAI_ISA {
 
+// What is asked for while tiles are multiplied, as Ahead, but as much with every step: a wrong
+// guess of what comes next would cost more than a line that is asked for early.
+struct StepsAhead {
+  Lines b, c;
+  i64 each;  // lines of B a step
+
+  StepsAhead(Lines b, i64 steps) : b(b), c{}, each((b.rows * b.width + steps - 1) / steps) {}
+
+  TENARAI_ALWAYS void ask() {
+    for (int i = 0; i < 4; ++i) c.ask<true, 3>();
+    for (i64 i = 0; i < each; ++i) b.ask<false, 2>();
+  }
+};
+
 // sums (kDigits, 16, 16) = those of the products of a panel of A and one of B, the greatest powers
 // first. Tiles 0 to 2 are the sums.
 template <int kDigits>
 TENARAI_INLINE void digit_sums(int32_t* sums, const float* a, const float* b, i64 steps, bool half,
-                               Ahead* ahead) {
+                               StepsAhead* ahead) {
   tiles_read_memory();
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
-  Ahead lines = *ahead;  // in registers
+  StepsAhead lines = *ahead;  // in registers
   constexpr i64 kTile = kAmxFloats;
   for (; steps > 0; --steps, a += kDigits * kTile, b += kDigits * kTile) {
-    for (int ask = 0; ask < 4; ++ask) lines.ask();
+    lines.ask();
     if constexpr (kDigits == 3) {
       _tile_loadd(3, a + 2 * kTile, 64);
       _tile_loadd(6, b + 2 * kTile, 64);
@@ -105,7 +119,7 @@ struct DigitProduct {
   static_assert(kDepth <= Panel::kMapped, "what is changed first has room");
   static constexpr i64 kRowGrain = kLines, kColumnGrain = kLines, kPanel = kLines;
   static constexpr i64 kLineGrain = kLines, kPackGrain = kLines;
-  static constexpr i64 kBlock = 512 * kDepth;
+  static constexpr i64 kBlock = 640 * kDepth;
   static constexpr i64 kDepthGrain = B::kDepthGrain > kDigitDepth ? B::kDepthGrain : kDigitDepth;
   static_assert(kDepth % kDepthGrain == 0, "no block is deeper");
   i64 block_depth() const { return even_block(K, kDepth, kDepthGrain); }
@@ -130,7 +144,7 @@ struct DigitProduct {
       strip(a_panels, panel, i0, m, j0, n, k, k0 == 0, k0 + k == K,
             next_panel(share, j0, kLines, k0, depth, K));
     }
-    if (Epilogue::kStreams) stream_end();
+    if (epilogue.streams()) stream_end();
   }
 
  private:
@@ -140,8 +154,8 @@ struct DigitProduct {
     const Tiles<Epilogue, kLines, kLines> way{epilogue, first, last};
     const bool streams = way.stream(n);
     const i64 steps = Panel::steps_of(k), whole_steps = Panel::whole_steps(k);
-    Ahead ahead(b.reads(next.j, next.columns, next.k, next.depth),
-                (m + kLines - 1) / kLines * steps * 16);
+    StepsAhead ahead(b.reads(next.j, next.columns, next.k, next.depth),
+                     (m + kLines - 1) / kLines * steps);
     alignas(64) int32_t sums[kDigits * kAmxFloats];
     alignas(64) float tile[kAmxFloats];
     const vf columns = load(panel.greatest);
@@ -150,14 +164,19 @@ struct DigitProduct {
       ahead.c = Lines::of(epilogue.c + (i0 + i) * epilogue.stride + j0, epilogue.stride,
                           streams ? 0 : rows, n);
       digit_sums<kDigits>(sums, a_panels, panel.steps, whole_steps, steps > whole_steps, &ahead);
-      for (i64 r = 0; r < kLines; ++r) {
+      // Of the least power that is summed; and small, so that neither product is out of range.
+      constexpr float kUnit = (kDigits == 3 ? 65536.0f : 256.0f) / Panel::kMost / Panel::kMost;
+      const auto sum = [&](i64 r, i64) __attribute__((always_inline)) {
         vf v = whole(sums + r * kLanes) * 256.0f + whole(sums + kAmxFloats + r * kLanes);
         if constexpr (kDigits == 3) v = v * 256.0f + whole(sums + 2 * kAmxFloats + r * kLanes);
-        // Of the least power that is summed; and small, so that neither product is out of range.
-        constexpr float kUnit = (kDigits == 3 ? 65536.0f : 256.0f) / Panel::kMost / Panel::kMost;
-        store(tile + r * kLanes, v * kUnit * a_panels[steps * Panel::kStep + r] * columns);
+        return v * kUnit * a_panels[steps * Panel::kStep + r] * columns;
+      };
+      if (rows == kLines && n == kLines) {
+        way.put_whole(sum, i0 + i, j0, streams);
+      } else {
+        for (i64 r = 0; r < kLines; ++r) store(tile + r * kLanes, sum(r, 0));
+        way.put(tile, i0 + i, rows, j0, n, streams);
       }
-      way.put(tile, i0 + i, rows, j0, n, streams);
     }
   }
   TENARAI_INLINE vf whole(const int32_t* sums) {

@@ -43,18 +43,18 @@ struct Grid {
 };
 
 // In units of one micro-kernel step over one row: the largest rectangle's tiles (those of the
-// edge count whole) and its packing.
-static i64 grid_cost(Grid g, i64 M, i64 N) {
+// edge count whole) and its packing, in blocks of at most `lines` rows.
+static i64 grid_cost(Grid g, i64 M, i64 N, i64 lines) {
   const i64 m = round_up((M + g.rows - 1) / g.rows, kRows);
   const i64 n = round_up((N + g.columns - 1) / g.columns, kLanes);
-  return m * n * 4 + (m + n * ((m + kRowBlock - 1) / kRowBlock)) * 24;
+  return m * n * 4 + (m + n * ((m + lines - 1) / lines)) * 24;
 }
-static Grid choose_grid(i64 M, i64 N, i64 threads) {
+static Grid choose_grid(i64 M, i64 N, i64 threads, i64 lines = kRowBlock) {
   Grid best{threads, 1};
   for (i64 rows = threads; rows >= 1; --rows)
     if (threads % rows == 0) {
       const Grid g{rows, threads / rows};
-      if (grid_cost(g, M, N) < grid_cost(best, M, N)) best = g;
+      if (grid_cost(g, M, N, lines) < grid_cost(best, M, N, lines)) best = g;
     }
   return best;
 }
@@ -117,8 +117,8 @@ static inline PlaceOfB next_panel(Range columns, i64 j0, i64 width, i64 k0, i64 
 template <class P>
 static void compute_blocks(Pool& pool, const P& product) {
   constexpr i64 kWorthSharing = 1 << 14;  // floats of A that pay for waiting twice
-  const Grid grid = choose_grid(product.M, product.N, pool.threads());
   const i64 depth = product.block_depth();
+  const Grid grid = choose_grid(product.M, product.N, pool.threads(), P::kBlock / depth);
   const i64 most = round_up((product.M + grid.rows - 1) / grid.rows, P::kRowGrain);
   const i64 lines = even_block(most, P::kBlock / depth, P::kLineGrain);
   const i64 grain = share_grain(grid, product.N, P::kPanel, P::kColumnGrain);
@@ -185,7 +185,7 @@ static void compute_blocks(Pool& pool, const P& product) {
 //   vf start(i, j, n)           what the sum over k is added to: n elements of row i from column j
 //   vf finish(vf, i, j, n)      the element that is stored, from the sum
 //   float* c; i64 stride;       where C is
-//   kStreams                    C is written once and not read soon: past the caches, if that goes
+//   bool streams()              C is written once and not read soon: past the caches, if that goes
 template <class Epilogue, i64 kHeight = kRows, i64 kWidth = kCols>
 struct Tiles {
   const Epilogue& epilogue;
@@ -193,50 +193,62 @@ struct Tiles {
 
   // Do those of n columns go past the caches?
   bool stream(i64 n) const {
-    return Epilogue::kStreams && first && last && n == kWidth &&
+    return epilogue.streams() && first && last && n == kWidth &&
            reinterpret_cast<uintptr_t>(epilogue.c) % kVectorBytes == 0 &&
            epilogue.stride % kLanes == 0;
   }
 
   // The tile's `rows` and n columns are C's from row i and column j on; `streams` is stream(n).
   void put(const float* tile, i64 i, i64 rows, i64 j, i64 n, bool streams) const {
+    const auto sum = [&](i64 row, i64 column) __attribute__((always_inline)) {
+      return load(tile + row * kWidth + column);
+    };
     if (rows < kHeight || n < kWidth)
-      add<false>(tile, i, rows, j, n);
-    else if (streams)
-      stream_tile(tile, i, j);
+      add<false>(sum, i, rows, j, n);
     else
-      add<true>(tile, i, kHeight, j, kWidth);
+      put_whole(sum, i, j, streams);
+  }
+  // A whole one, of vectors sum(row, column).
+  template <class Sum>
+  TENARAI_ALWAYS void put_whole(Sum sum, i64 i, i64 j, bool streams) const {
+    if (streams)
+      stream_tile(sum, i, j);
+    else
+      add<true>(sum, i, kHeight, j, kWidth);
   }
 
  private:
-  template <bool kFull>
-  void add(const float* tile, i64 i, i64 rows, i64 j, i64 n) const {
+  template <bool kFull, class Sum>
+  TENARAI_ALWAYS void add(Sum sum, i64 i, i64 rows, i64 j, i64 n) const {
     if (first)
-      add_rows<kFull>(epilogue, tile, i, rows, j, n, true, last);
+      add_rows<kFull>(sum, i, rows, j, n, true);
     else
-      add_rows<kFull>(epilogue, tile, i, rows, j, n, false, last);
+      add_rows<kFull>(sum, i, rows, j, n, false);
   }
-  template <bool kFull>
-  TENARAI_INLINE void add_rows(const Epilogue& e, const float* tile, i64 i0, i64 rows, i64 j0,
-                               i64 columns, bool first, bool last) {
+  template <bool kFull, class Sum>
+  TENARAI_ALWAYS void add_rows(Sum sum, i64 i0, i64 rows, i64 j0, i64 columns, bool start) const {
+    const Epilogue& e = epilogue;
     for (i64 row = 0; row < (kFull ? kHeight : rows); ++row)
 #pragma GCC unroll 3
       for (i64 j = 0; j < (kFull ? kWidth : columns); j += kLanes) {
         const i64 n = kFull ? kLanes : at_most(kLanes, columns - j);
         float* c = e.c + (i0 + row) * e.stride + j0 + j;
-        const vf sum = load(tile + row * kWidth + j);
-        vf v = sum + (first ? e.start(i0 + row, j0 + j, n) : load_upto(c, n));
+        vf v = sum(row, j) + (start ? e.start(i0 + row, j0 + j, n) : load_upto(c, n));
         if (last) v = e.finish(v, i0 + row, j0 + j, n);
         n == kLanes ? store(c, v) : store_n(c, v, n);
       }
   }
 
   // A whole tile, the only one for its place.
-  void stream_tile(const float* tile, i64 i, i64 j) const {
+  template <class Sum>
+  TENARAI_ALWAYS void stream_tile(Sum sum, i64 i, i64 j) const {
+    const Epilogue& e = epilogue;
     for (i64 row = 0; row < kHeight; ++row)
-      for (i64 column = 0; column < kWidth; column += kLanes)
-        TENARAI_ISA::stream(epilogue.c + (i + row) * epilogue.stride + j + column,
-                            load(tile + row * kWidth + column));
+      for (i64 column = 0; column < kWidth; column += kLanes) {
+        const vf v = sum(row, column) + e.start(i + row, j + column, kLanes);
+        TENARAI_ISA::stream(e.c + (i + row) * e.stride + j + column,
+                            e.finish(v, i + row, j + column, kLanes));
+      }
   }
 };
 
@@ -280,7 +292,7 @@ struct Product {
       const PlaceOfB next = next_panel(share, j0, kCols, k0, depth, K);
       strip(a_panels, b_panel, i0, m, j0, n, k, k0 == 0, k0 + k == K, next);
     }
-    if (Epilogue::kStreams) stream_end();
+    if (epilogue.streams()) stream_end();
   }
 
  private:

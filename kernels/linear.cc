@@ -14,7 +14,7 @@ struct InputGradient {
   float* c;
   i64 stride;
   const float* x;
-  static constexpr bool kStreams = false;
+  static constexpr bool streams() { return false; }
 
   vf start(i64, i64, i64) const { return vf{}; }
   vf finish(vf sum, i64 i, i64 j, i64 n) const {
@@ -28,7 +28,7 @@ template <bool kAdd>
 struct WeightGradient {
   float* c;
   i64 stride;
-  static constexpr bool kStreams = !kAdd;
+  static constexpr bool streams() { return !kAdd; }
 
   vf start(i64 i, i64 j, i64 n) const { return kAdd ? load_upto(c + i * stride + j, n) : vf{}; }
   vf finish(vf sum, i64, i64, i64) const { return sum; }
@@ -54,6 +54,15 @@ static void with(Gelu f, Body body) {
   else
     body(Function<Gelu::none>());
 }
+
+// Floats of y from which on it is written past the caches. Where there is AMX a core's own cache
+// takes 2 MB and the shared one is slow; elsewhere that may hold what is read next, but not a block
+// of logits.
+#if defined(TENARAI_AMX)
+constexpr i64 kLarge = 1 << 19;
+#else
+constexpr i64 kLarge = 16 << 20;
+#endif
 
 // A few rows (a token being decoded): w is read once, as it lies, and the memory sets the pace.
 constexpr i64 kFewRows = 4;
@@ -112,7 +121,7 @@ void linear_forward(Pool& pool, float* y, const float* x, const float* w, const 
   if (M == 0) return;
   with(f, [&](auto function) {
     using Map = typename decltype(function)::Map;
-    const Forward forward{y, O, b, residual};
+    const Forward forward{y, O, b, residual, M * O >= kLarge};
     if (M <= kFewRows)
       forward_few<Map>(pool, forward, x, w, M, I, O);
     else

@@ -14,7 +14,9 @@ struct Forward {
   float* c;
   i64 stride;
   const float *bias, *residual;
-  static constexpr bool kStreams = false;
+  bool large = false;  // does y exceed the caches by far?
+
+  bool streams() const { return large; }
 
   vf start(i64 i, i64 j, i64 n) const {
     vf v = {};
@@ -25,7 +27,7 @@ struct Forward {
   vf finish(vf sum, i64, i64, i64) const { return sum; }
   // The same for the rows from m on.
   Forward from(i64 m) const {
-    return {c + m * stride, stride, bias, residual ? residual + m * stride : nullptr};
+    return {c + m * stride, stride, bias, residual ? residual + m * stride : nullptr, large};
   }
 };
 

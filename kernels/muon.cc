@@ -26,7 +26,7 @@ struct Combination {
   i64 stride;
   const float* from;
   float of_sum, of_from;
-  static constexpr bool kStreams = false;
+  static constexpr bool streams() { return false; }
 
   vf start(i64, i64, i64) const { return vf{}; }
   vf finish(vf sum, i64 i, i64 j, i64 n) const {

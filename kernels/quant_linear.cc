@@ -140,7 +140,7 @@ struct Gather {
   float* c;
   i64 stride;
   bool add;
-  static constexpr bool kStreams = false;
+  static constexpr bool streams() { return false; }
 
   vf start(i64 i, i64 j, i64 n) const { return add ? load_upto(c + i * stride + j, n) : vf{}; }
   vf finish(vf sum, i64, i64, i64) const { return sum; }

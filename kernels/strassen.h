@@ -78,7 +78,7 @@ struct SevenProducts {
       strip(a_panels, b_panels, i0, m, j0, n, low, k0 == 0, k0 + k == K,
             next_panel(share, j0, kPairCols, k0, depth, K));
     }
-    if (Epilogue::kStreams) stream_end();
+    if (epilogue.streams()) stream_end();
   }
 
  private:
@@ -168,7 +168,7 @@ struct SevenProducts {
   void strip(const float* a_panels, const float* b_panels, i64 i0, i64 m, i64 j0, i64 n, i64 k,
              bool first, bool last, PlaceOfB next) const {
     const i64 left = at_most(half_of(n), n), tiles = (m + kPairRows - 1) / kPairRows;
-    const bool streams = Epilogue::kStreams && first && last && n == kPairCols && aligned();
+    const bool streams = epilogue.streams() && first && last && n == kPairCols && aligned();
     const MicroKernel kernel = choose_micro_kernel(kRows, left);
     Ahead ahead(b.reads(next.j, next.columns, next.k, next.depth), 7 * tiles * k);
     alignas(64) float tile[7 * kTile];
@@ -226,10 +226,12 @@ struct SevenProducts {
   template <bool kStream>
   TENARAI_ALWAYS void put(vf v, i64 i, i64 j, i64 n, bool first, bool last) const {
     float* c = epilogue.c + i * epilogue.stride + j;
-    if (kStream) return stream(c, v);
-    v += first ? epilogue.start(i, j, n) : load_upto(c, n);
-    if (last) v = epilogue.finish(v, i, j, n);
-    n == kLanes ? store(c, v) : store_n(c, v, n);
+    v += kStream || first ? epilogue.start(i, j, n) : load_upto(c, n);
+    if (kStream || last) v = epilogue.finish(v, i, j, n);
+    if (kStream)
+      stream(c, v);
+    else
+      n == kLanes ? store(c, v) : store_n(c, v, n);
   }
 
   // Is every row of C, and so every tile that begins at whole vectors?

@@ -230,7 +230,7 @@ struct WordProduct {
       strip(from, to, i0, m, j0, n, k0 == 0, k0 + k == K,
             next_panel(share, j0, kCols, k0, depth, K));
     }
-    if (Epilogue::kStreams) stream_end();
+    if (epilogue.streams()) stream_end();
   }
 
  private:

@@ -63,6 +63,28 @@ def test_a_few_rows_are_multiplied_as_ever(isa: str, arrays: dict[str, np.ndarra
 
 
 @pytest.mark.parametrize("products", ["plain", "fast", "words"])
+def test_large_outputs(isa: str, products: str) -> None:
+    """64 MB and more go past the caches, with AMX 2 MB: bias and residual are in them all the same,
+    and the rows and columns at the edges, which go the usual way."""
+    M, I, O = 136, 96, 131_152
+    x, w, b, residual = (_aligned(shape) for shape in ((M, I), (O, I), (1, O), (M, O)))
+    y = _aligned((M, O))
+    fast.Fast(2, isa, products=products).linear_forward(x, w, b[0], residual, out=y)
+    truth = x @ w.T + b + residual
+    error = np.abs(y - truth).max()
+    assert error < (5e-2 if products == "words" else 1e-4), error
+
+
+def _aligned(shape: tuple[int, int]) -> np.ndarray:
+    """Random numbers from a cache line's begin on: only such outputs go past the caches."""
+    memory = np.empty(shape[0] * shape[1] + 16, np.float32)
+    start = -memory.ctypes.data % 64 // 4
+    array = memory[start : start + shape[0] * shape[1]].reshape(shape)
+    np.random.default_rng(shape[1]).standard_normal(dtype=np.float32, out=array)
+    return array
+
+
+@pytest.mark.parametrize("products", ["plain", "fast", "words"])
 def test_no_columns_or_no_rows(isa: str, products: str) -> None:
     for M, O in ((9, 0), (600, 0), (0, 64)):
         x, w = np.ones((M, 48), np.float32), np.ones((O, 48), np.float32)
