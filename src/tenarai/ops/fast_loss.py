@@ -13,7 +13,9 @@ from .gradient import Unwritten, cleared, wanted
 
 # Logits held at a time by linear_cross_entropy. Larger blocks read the weights less often,
 # smaller ones hold less memory.
-LOGITS_BYTES = 112 << 20
+LOGITS_BYTES = 128 << 20
+# Rows in multiples of it where there is room: the gradients of the weights sum up so many at once.
+EVEN_ROWS = 512
 
 
 class Loss:
@@ -82,7 +84,9 @@ class Loss:
 def _logits_step(M, V):
     """Rows of logits at a time, whole multiples of 64 that share M evenly: a short last block
     costs more a row, because the weights are packed for it all the same."""
-    most = max(1, LOGITS_BYTES // (4 * V) // 64) * 64
+    most = LOGITS_BYTES // (4 * V)
+    grain = EVEN_ROWS if most >= EVEN_ROWS else 64
+    most = max(1, most // grain) * grain
     steps = -(-M // most) or 1
     return min(M, -(-M // steps // 64) * 64) or 1
 
