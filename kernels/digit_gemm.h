@@ -169,7 +169,9 @@ struct DigitProduct {
       const auto sum = [&](i64 r, i64) __attribute__((always_inline)) {
         vf v = whole(sums + r * kLanes) * 256.0f + whole(sums + kAmxFloats + r * kLanes);
         if constexpr (kDigits == 3) v = v * 256.0f + whole(sums + 2 * kAmxFloats + r * kLanes);
-        return v * kUnit * a_panels[steps * Panel::kStep + r] * columns;
+        v = v * kUnit * a_panels[steps * Panel::kStep + r] * columns;
+        asm("" : "+v"(v));  // rounded, before it is added to anything, as at the edges
+        return v;
       };
       if (rows == kLines && n == kLines) {
         way.put_whole(sum, i0 + i, j0, streams);

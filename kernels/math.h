@@ -69,7 +69,7 @@ TENARAI_INLINE vf exp2_weight(vf x) {
   p = p * f + 0.2402224208f;
   p = p * f + 0.6931469776f;
   p = p * f + 1.0f;
-  return from_bits(bits(p) + (bits(t) << 23)) - 0x1p-125f;
+  return p * from_bits((bits(t) << 23) + 0x3f800000) - 0x1p-125f;
 }
 
 // (e^2x - 1) / (e^2x + 1), the numerator without cancellation.

@@ -56,6 +56,29 @@ def test_the_same_bits_for_any_number_of_threads(isa: str, arrays: dict[str, np.
             assert np.array_equal(got, first[name]), (threads, name)
 
 
+@pytest.mark.parametrize("products", ["plain", "fast", "words"])
+def test_an_element_is_its_row_s_and_column_s_own_affair(isa: str, products: str) -> None:
+    """It has the same bits with other rows and columns beside it, fewer of them or more, and where
+    the output goes past the caches. Not where tiles are Strassen's."""
+    ops = fast.Fast(2, isa, products=products)
+    if isa != "amx" and (products == "fast" or (products == "words" and not ops.has_words)):
+        pytest.skip("Strassen's scheme: an element's rounding is its tile's")
+    M, O = 530, 1008  # with AMX large enough
+    for I in (96, 600):  # a block of ks, and two
+        x, w, b, residual = (_aligned(shape) for shape in ((M, I), (O, I), (1, O), (M, O)))
+        y = _aligned((M, O))
+        ops.linear_forward(x, w, b[0], residual, out=y)
+        memory = np.empty(M * O + 17, np.float32)
+        start = -memory.ctypes.data % 64 // 4 + 1
+        elsewhere = memory[start : start + M * O].reshape(M, O)
+        ops.linear_forward(x, w, b[0], residual, out=elsewhere)
+        assert np.array_equal(y, elsewhere)
+        for m, o in ((39, O), (M, 55), (39, 55)):
+            some = np.ascontiguousarray(residual[:m, :o])
+            part, _ = ops.linear_forward(x[:m], w[:o], b[0, :o], some)
+            assert np.array_equal(part, y[:m, :o]), (I, m, o)
+
+
 def test_a_few_rows_are_multiplied_as_ever(isa: str, arrays: dict[str, np.ndarray]) -> None:
     x, w = arrays["x"][: 15 if isa == "amx" else 63], arrays["w"]
     y, _ = fast.Fast(1, isa, products="fast").linear_forward(x, w)
