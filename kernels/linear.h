@@ -14,7 +14,7 @@ struct Forward {
   float* c;
   i64 stride;
   const float *bias, *residual;
-  bool large = false;  // does y exceed the caches by far?
+  bool large = false;  // is y to go past the caches?
 
   bool streams() const { return large; }
 
